@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -6,7 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from calibrant.answers import AnswerTable
+from calibrant.diagnosis.report import evaluate
+from calibrant.diagnosis.verdict import verdict
 from calibrant.errors import InputError
+from calibrant.posthoc import TemperatureScaling
 
 
 def ragged(n=50, seed=0):
@@ -39,6 +43,70 @@ def test_parquet_round_trips_exactly(tmp_path):
         assert first.tobytes() == second.tobytes(), name
     for name in ("ids", "tasks", "groups", "provenance"):
         assert getattr(table, name) == getattr(again, name)
+
+
+def permuted():
+    """Two questions of 3 and 2 options, in two orders each."""
+    return replace(
+        AnswerTable.from_probs(
+            [[0.5, 0.3, 0.2], [0.4, 0.3, 0.3], [0.9, 0.1, 0], [0.6, 0.4, 0]],
+            [0, 0, 1, 1],
+            ids=["a#0", "a#1", "b#c#0", "b#c#1"],
+            n_options=[3, 3, 2, 2],
+        ),
+        orders=[[0, 1, 2], [2, 0, 1], [0, 1, -1], [1, 0, -1]],
+    )
+
+
+def test_orders_survive_selection_new_scores_and_the_file(tmp_path):
+    table = permuted()
+    assert table.questions == ("a", "a", "b#c", "b#c")
+    assert table.select([3, 1]).orders.tolist() == [[1, 0, -1], [2, 0, 1]]
+    assert (table.with_logprobs(table.logprobs / 2).orders == table.orders).all()
+    table.save(tmp_path / "a.parquet")
+    again = AnswerTable.load(tmp_path / "a.parquet")
+    assert again.orders.dtype == np.int64
+    assert (again.orders == table.orders).all()
+    with pytest.raises(ValueError, match="read-only"):
+        again.orders[0, 0] = 1
+
+
+def test_a_plain_table_is_written_for_older_versions_too_a_permuted_one_is_not(tmp_path):
+    for table, version in ((ragged(), 1), (permuted(), 2)):
+        table.save(tmp_path / "a.parquet")
+        notes = json.loads(pq.read_schema(tmp_path / "a.parquet").metadata[b"calibrant"])
+        assert notes["format_version"] == version
+
+
+@pytest.mark.parametrize(
+    ("orders", "message"),
+    [
+        ([[0, 1, 2]], r"orders have shape \(1, 3\) of int64, expected \(4, 3\)"),
+        (
+            [[0, 1, 1], [2, 0, 1], [0, 1, -1], [1, 0, -1]],
+            r"row 0 \(id 'a#0'\): order is \[0, 1, 1\]",
+        ),
+        ([[0, 1, 2], [2, 0, 1], [2, 0, -1], [1, 0, -1]], r"row 2 .*permutation of 0 to 1"),
+        ([[0, 1, 2], [2, 0, 1], [0, 1, -1], [1, -1, 0]], r"row 3 .*permutation of 0 to 1"),
+    ],
+)
+def test_orders_that_are_no_permutations_are_refused(orders, message):
+    with pytest.raises(InputError, match=message):
+        replace(permuted(), orders=orders)
+
+
+def test_several_permutations_of_a_question_are_not_questions():
+    table = permuted()
+    calls = (
+        lambda: evaluate(table),
+        lambda: verdict(ragged(), table),
+        lambda: verdict(table, ragged()),
+        lambda: TemperatureScaling().fit(table),
+    )
+    for call in calls:
+        with pytest.raises(InputError, match=r"4 rows ask 2 .*calibrant\.permutations\.average"):
+            call()
+    assert evaluate(table.select([1, 2])).n == 2, "one random order of each question is fine"
 
 
 def test_a_failed_save_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
@@ -127,5 +195,5 @@ def test_foreign_and_newer_files_are_refused(tmp_path):
         AnswerTable.load(path)
     notes = {b"calibrant": json.dumps({"format_version": 99, "provenance": {}}).encode()}
     pq.write_table(pa.table({"id": ["1"]}).replace_schema_metadata(notes), path)
-    with pytest.raises(InputError, match="format 99, this version reads up to 1"):
+    with pytest.raises(InputError, match="format 99, this version reads up to 2"):
         AnswerTable.load(path)

@@ -1,7 +1,7 @@
 import pytest
 
 from calibrant.errors import InputError
-from calibrant.prompts import LETTERS, context, encode
+from calibrant.prompts import LETTERS, Prompt, context, encode
 from calibrant.questions import Question
 from helpers import make_questions
 
@@ -15,13 +15,37 @@ def text_of(tokenizer, encoded, k):
     return tokenizer.decode(tokens), tokenizer.decode(scored)
 
 
-def test_letter_is_the_one_token_after_the_context(tokenizer):
-    (encoded,) = encode([APPLE], tokenizer, "letter")
+def test_a_single_letter_is_the_one_token_after_the_context(tokenizer):
+    (encoded,) = encode([APPLE], tokenizer, Prompt("letter", letter_tokens="single"))
     for k in range(3):
         whole, scored = text_of(tokenizer, encoded, k)
         assert whole == context(APPLE, "letter") + f" {LETTERS[k]}"
         assert scored == f" {LETTERS[k]}"
         assert encoded.branches[k] == []
+
+
+@pytest.mark.parametrize("prompt", ["letter", "chat-letter"])
+def test_a_merged_letter_is_every_token_that_reads_as_it(tokenizer, prompt):
+    (encoded,) = encode([APPLE], tokenizer, prompt)
+    vocabulary = range(len(tokenizer))
+    for k in range(3):
+        spellings = [i for i in vocabulary if tokenizer.decode([i]).strip() == LETTERS[k]]
+        assert len(spellings) == 2
+        assert encoded.reads[k] == [(0, token) for token in spellings]
+
+
+def test_spellings_of_a_letter_in_a_sentencepiece_vocabulary():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "▁A", "▁B", "A", "B", "<0x41>", "<0x42>", "▁", ":", "AB", "▁▁A", "x", "Q"]
+    inner = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [], unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    (encoded,) = encode([Question("1", "x", ("x", "y"), 0)], tokenizer, "letter")
+    read = [{words[token] for _, token in reads} for reads in encoded.reads]
+    assert read == [{"▁A", "A", "▁▁A", "<0x41>"}, {"▁B", "B", "<0x42>"}]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +94,8 @@ def test_a_merge_across_the_boundary_scores_as_the_whole_text_does(tokenizer):
 def test_letter_that_fuses_with_the_colon_takes_another_separator():
     """In cl100k-like vocabularies ':A' is one token; the blank before it saves the letter."""
     tokenizer = small_vocabulary([":", "A", "B", ":A", ":B", "ĠA", "ĠB"], [":A", ":B", "ĠA", "ĠB"])
-    (encoded,) = encode([Question("1", "x", ("x", "y"), 0)], tokenizer, "letter")
+    single = Prompt("letter", letter_tokens="single")
+    (encoded,) = encode([Question("1", "x", ("x", "y"), 0)], tokenizer, single)
     assert [tokenizer.convert_ids_to_tokens(r[0][1]) for r in encoded.reads] == ["ĠA", "ĠB"]
 
 
@@ -85,7 +110,8 @@ def test_letter_that_fuses_with_the_colon_takes_another_separator():
 def test_the_first_separator_that_keeps_the_letter_whole_is_taken(merged, ending):
     tokenizer = small_vocabulary(["A", "B", *merged], merged)
     tokenizer.chat_template = "{{ messages[0]['content'] }}assistant:"
-    (encoded,) = encode([Question("1", "x", ("x", "y"), 0)], tokenizer, "chat-letter")
+    single = Prompt("chat-letter", letter_tokens="single")
+    (encoded,) = encode([Question("1", "x", ("x", "y"), 0)], tokenizer, single)
     tokens = tokenizer.convert_ids_to_tokens([*encoded.prefix, encoded.reads[0][0][1]])
     assert "|".join(tokens).endswith("t|" + ending)
 
@@ -130,3 +156,15 @@ def test_two_to_ten_options_in_one_call(tokenizer):
     questions = list(make_questions(30, k_min=2, k_max=10))
     encoded = encode(questions, tokenizer, "letter")
     assert [len(e.reads) for e in encoded] == [len(q.choices) for q in questions]
+
+
+def test_a_prompt_is_what_its_json_says():
+    assert Prompt.of("cloze").to_json() == "cloze"
+    prompt = Prompt("letter", letter_tokens="single")
+    assert Prompt.of(prompt.to_json()) == Prompt.of(prompt) == prompt
+    with pytest.raises(InputError, match="letter_tokens 'both', expected one of merged, single"):
+        Prompt(letter_tokens="both")
+    with pytest.raises(InputError, match="unknown 'colour'"):
+        Prompt.of({"format": "letter", "colour": "red"})
+    with pytest.raises(InputError, match="expected a Prompt or the name of a format"):
+        Prompt.of(7)

@@ -6,7 +6,7 @@ import torch
 
 import calibrant
 from calibrant import metrics
-from calibrant.prompts import LETTERS, context
+from calibrant.prompts import LETTERS, Prompt, context
 from calibrant.scoring.local import score
 from calibrant.scoring.models import load_model
 
@@ -36,7 +36,7 @@ def summary(table):
     ("prompt", "expected"),
     [
         # Measured independently, question by question, before this project was begun.
-        ("letter", {"accuracy": 0.245, "confidence": 0.776, "conf_ece": 0.531}),
+        (Prompt("letter", "single"), {"accuracy": 0.245, "confidence": 0.776, "conf_ece": 0.531}),
         ("cloze", {"accuracy": 0.485, "confidence": 0.597, "conf_ece": 0.131}),
     ],
 )
@@ -45,19 +45,23 @@ def test_first_200_arc_easy_questions_measure_as_known(network, arc_easy, prompt
     found = summary(table)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=0.011), name
-    if prompt == "letter":
+    if prompt != "cloze":
         assert (table.predictions == 0).all(), "one letter for every question"
 
 
-@pytest.mark.parametrize("prompt", ["letter", "chat-letter", "cloze"])
+@pytest.mark.parametrize(
+    "prompt",
+    [Prompt("letter", "single"), Prompt("chat-letter", "single"), Prompt("cloze")],
+    ids=str,
+)
 def test_scores_equal_plain_transformers_on_real_text(network, arc_easy, prompt):
     model, tokenizer = network
     questions = arc_easy.sample(8, seed=1)
     table = score(model, tokenizer, questions, prompt=prompt, show_progress=False)
-    blank = "" if prompt == "chat-letter" else " "
+    blank = "" if prompt.format == "chat-letter" else " "
     for i, q in enumerate(questions):
         text = context(q, prompt, tokenizer)
-        options = q.choices if prompt == "cloze" else LETTERS[: len(q.choices)]
+        options = LETTERS[: len(q.choices)] if prompt.is_letter else q.choices
         start = len(tokenizer(text)["input_ids"])
         for k, option in enumerate(options):
             ids = tokenizer(text + blank + option, return_tensors="pt")["input_ids"]

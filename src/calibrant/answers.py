@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from calibrant.errors import InputError
 from calibrant.files import replacing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # a table without orders is written as version 1, which it is
 _METADATA_KEY = b"calibrant"
 ROW_SUM_TOLERANCE = 1e-3
 
@@ -44,6 +44,10 @@ class AnswerTable:
     groups : tuple of N str. Equal for exact duplicates of one question (text and option set); the
         bootstrap resamples groups.
     provenance : JSON-able dict. Model, prompt format, data fingerprint, versions.
+    orders : (N, K) int64, or None where every question was asked once, its options in their own
+        order. ``orders[i, j]`` is the option shown at position j (letter j) in row i, -1 for
+        padding. ``logprobs`` and ``labels`` stay in the question's own order. Rows of one question
+        have the ids ``q#0``, ``q#1``, …; `calibrant.permutations` aggregates them.
 
     Raises
     ------
@@ -66,6 +70,7 @@ class AnswerTable:
     tasks: tuple[str, ...]
     groups: tuple[str, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
+    orders: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         scores = np.array(self.logprobs, dtype=np.float64)
@@ -106,8 +111,10 @@ class AnswerTable:
             seen: set[str] = set()
             twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
             raise InputError(f"answer table: id {twice!r} occurs more than once; expected unique")
-        for array in (scores, labels, n_options, mass):
-            array.setflags(write=False)
+        orders = None if self.orders is None else _checked_orders(self.orders, ids, n_options)
+        for array in (scores, labels, n_options, mass, orders):
+            if array is not None:
+                array.setflags(write=False)
         set_ = object.__setattr__
         set_(self, "ids", ids)
         set_(self, "logprobs", scores)
@@ -116,6 +123,7 @@ class AnswerTable:
         set_(self, "option_mass", mass)
         set_(self, "tasks", tuple(self.tasks))
         set_(self, "groups", tuple(self.groups))
+        set_(self, "orders", orders)
 
     def _refuse_first(self, bad: Any, what: str, values: Any, expected: str) -> None:
         if bad.any():
@@ -159,6 +167,34 @@ class AnswerTable:
         """Whether the predicted option is the right one, (N,) bool."""
         hits: NDArray[np.bool_] = self.predictions == self.labels
         return hits
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """Id of the question each row asks, N str: the row's own id, without ``#p`` if permuted."""
+        if self.orders is None:
+            return self.ids
+        return tuple(name.rpartition("#")[0] for name in self.ids)
+
+    def refuse_permutations(self) -> None:
+        """Raise `InputError` if several rows ask one question: metrics count questions, not rows.
+
+        Examples
+        --------
+        >>> table = AnswerTable.from_probs([[0.7, 0.3], [0.6, 0.4]], [0, 0], ids=["q#0", "q#1"])
+        >>> replace(table, orders=[[0, 1], [1, 0]]).refuse_permutations()
+        Traceback (most recent call last):
+        ...
+        calibrant.errors.InputError: answer table: 2 rows ask 1 question with its options in
+        different orders; expected one row per question: aggregate them with
+        calibrant.permutations.average(table)
+        """
+        n = len(set(self.questions))
+        if n < len(self):
+            raise InputError(
+                f"answer table: {len(self)} rows ask {n} question{'s' * (n > 1)} with "
+                f"{'their' if n > 1 else 'its'} options in different orders; expected one row per "
+                "question: aggregate them with calibrant.permutations.average(table)"
+            )
 
     # -- making tables ----------------------------------------------------------------------
 
@@ -240,6 +276,7 @@ class AnswerTable:
             tasks=tuple(self.tasks[i] for i in index),
             groups=tuple(self.groups[i] for i in index),
             provenance=self.provenance,
+            orders=None if self.orders is None else self.orders[index],
         )
 
     def align(self, other: AnswerTable) -> tuple[AnswerTable, AnswerTable]:
@@ -287,17 +324,21 @@ class AnswerTable:
 
         scores = [row[:k].tolist() for row, k in zip(self.logprobs, self.n_options, strict=True)]
         mass = pa.array(self.option_mass, mask=np.isnan(self.option_mass))
-        table = pa.table(
-            {
-                "id": pa.array(self.ids, pa.string()),
-                "option_logprobs": pa.array(scores, pa.list_(pa.float64())),
-                "option_mass": mass,
-                "label": pa.array(self.labels, pa.int64()),
-                "task": pa.array(self.tasks, pa.string()),
-                "group": pa.array(self.groups, pa.string()),
-            }
-        )
-        notes = {"format_version": FORMAT_VERSION, "provenance": self.provenance}
+        columns = {
+            "id": pa.array(self.ids, pa.string()),
+            "option_logprobs": pa.array(scores, pa.list_(pa.float64())),
+            "option_mass": mass,
+            "label": pa.array(self.labels, pa.int64()),
+            "task": pa.array(self.tasks, pa.string()),
+            "group": pa.array(self.groups, pa.string()),
+        }
+        if self.orders is not None:
+            orders = [row[:k].tolist() for row, k in zip(self.orders, self.n_options, strict=True)]
+            columns["order"] = pa.array(orders, pa.list_(pa.int64()))
+        table = pa.table(columns)
+        # An older calibrant would take permuted rows for questions: it must refuse them.
+        version = 1 if self.orders is None else FORMAT_VERSION
+        notes = {"format_version": version, "provenance": self.provenance}
         table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(notes).encode()})
         with replacing(path) as draft:
             pq.write_table(table, draft)
@@ -331,9 +372,15 @@ class AnswerTable:
             raise InputError(f"{path}: answer table lacks the column(s) {sorted(missing)}")
         rows = table.column("option_logprobs").to_pylist()
         n_options = np.array([len(row) for row in rows], dtype=np.int64)
-        logprobs = np.full((len(rows), max(2, n_options.max(initial=0))), -np.inf)
+        width = max(2, n_options.max(initial=0))
+        logprobs = np.full((len(rows), width), -np.inf)
         for i, row in enumerate(rows):
             logprobs[i, : len(row)] = row
+        orders = None
+        if "order" in table.column_names:
+            orders = np.full((len(rows), width), -1)
+            for i, row in enumerate(table.column("order").to_pylist()):
+                orders[i, : len(row)] = row
         mass = table.column("option_mass").to_pylist()
         return cls(
             ids=tuple(table.column("id").to_pylist()),
@@ -344,7 +391,35 @@ class AnswerTable:
             tasks=tuple(table.column("task").to_pylist()),
             groups=tuple(table.column("group").to_pylist()),
             provenance=notes["provenance"],
+            orders=orders,
         )
+
+
+def _checked_orders(
+    values: Any, ids: tuple[str, ...], n_options: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Orders cut to (N, K), each row a permutation of its question's options and then -1."""
+    n, width = len(ids), int(n_options.max())
+    orders = np.array(values)
+    if orders.ndim != 2 or len(orders) != n or orders.shape[1] < width or orders.dtype.kind != "i":
+        raise InputError(
+            f"answer table: orders have shape {orders.shape} of {orders.dtype}, expected "
+            f"({n}, {width}) integers"
+        )
+    orders = orders[:, :width].astype(np.int64)
+    position = np.arange(width)[None, :]
+    orders[position >= n_options[:, None]] = -1
+    expected = np.where(position < n_options[:, None], position, width)
+    found = np.sort(np.where(orders < 0, width, orders), axis=1)
+    bad = (found != expected).any(axis=1)
+    bad |= np.array(["#" not in name for name in ids])
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise InputError(
+            f"answer table: row {row} (id {ids[row]!r}): order is {orders[row].tolist()}, expected "
+            f"a permutation of 0 to {n_options[row] - 1}, and an id like 'question#0'"
+        )
+    return orders
 
 
 def _whole_numbers(values: ArrayLike, what: str) -> NDArray[np.int64]:

@@ -10,12 +10,16 @@ is read off the continuation's tokens. Formats:
 ``cloze-char``            as ``cloze``, divided by characters
 ``cloze-sum``             as ``cloze``, not divided
 ========================  ===================================================================
+
+A letter is read by one rule, here and on servers: its probability is the sum over the vocabulary
+tokens that read as the letter without blanks and word-boundary markers (``A``, `` A``, ``▁A``).
 """
 
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from calibrant.errors import InputError
@@ -23,12 +27,84 @@ from calibrant.questions import Question
 
 PromptFormat = Literal["letter", "chat-letter", "cloze", "cloze-char", "cloze-sum"]
 
+LetterTokens = Literal["merged", "single"]
+
 LETTERS = string.ascii_uppercase
 # What may stand between the end of the context and the letter, in order of preference. A chat model
 # begins its turn with the letter itself.
 SEPARATORS = {"letter": (" ", "", "\n"), "chat-letter": ("", " ", "\n")}
 
 CHUNK = 1000  # questions tokenised at once
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How a question is asked.
+
+    Wherever a prompt is expected, a format name stands for ``Prompt(name)``.
+
+    Attributes
+    ----------
+    format : the format's name.
+    letter_tokens : "merged", a letter's probability is the sum over the tokens that read as it
+        (``A``, `` A``); "single", only the one token that follows the context (lm-eval's rule).
+
+    Raises
+    ------
+    InputError
+        If a field has no meaning.
+
+    Examples
+    --------
+    >>> Prompt("letter").to_json()
+    'letter'
+    >>> Prompt.of({"format": "letter", "letter_tokens": "single"})
+    Prompt(format='letter', letter_tokens='single')
+    """
+
+    format: PromptFormat = "letter"
+    letter_tokens: LetterTokens = "merged"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("format", get_args(PromptFormat)),
+            ("letter_tokens", get_args(LetterTokens)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"prompt {name} {getattr(self, name)!r}, expected one of {', '.join(allowed)}"
+                )
+
+    @classmethod
+    def of(cls, prompt: PromptLike) -> Prompt:
+        """Take a `Prompt`, a format's name, or what `to_json` made."""
+        if isinstance(prompt, Prompt):
+            return prompt
+        if isinstance(prompt, str):
+            return cls(prompt)  # type: ignore[arg-type]  # checked at once
+        if not isinstance(prompt, Mapping):
+            raise InputError(f"prompt {prompt!r}, expected a Prompt or the name of a format")
+        known = {field.name for field in fields(cls)}
+        if unknown := [str(name) for name in prompt if name not in known]:
+            raise InputError(f"prompt: unknown {unknown[0]!r}, expected of {', '.join(known)}")
+        return cls(**prompt)
+
+    def to_json(self) -> str | dict[str, Any]:
+        """JSON-able form: the format's name, or a dict where more than that was chosen."""
+        given = asdict(self)
+        chosen = {f.name: given[f.name] for f in fields(self) if given[f.name] != f.default}
+        return {"format": self.format} | chosen if set(chosen) - {"format"} else self.format
+
+    def __str__(self) -> str:
+        return self.format
+
+    @property
+    def is_letter(self) -> bool:
+        """Whether the continuation is an option letter."""
+        return self.format in ("letter", "chat-letter")
+
+
+PromptLike = Prompt | str | Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +118,9 @@ class EncodedQuestion:
         is only predicted, never read, so it is left out: letters have K empty branches.
     reads : per option, a list of (offset, token): the log-probability of ``token`` read at
         ``offset`` counted from the last prefix token (0) into the option's own branch (1, 2, …).
-    divisors : K floats; the option's score is the sum of its reads over this.
+        Tokens at one offset are alternatives, whose probabilities are added (the spellings of a
+        letter); offsets are a sequence, whose log-probabilities are added (an option's text).
+    divisors : K floats; the option's score is its log-probability over this.
     """
 
     id: str
@@ -63,24 +141,7 @@ class EncodedQuestion:
         return len(self.prefix) + max(map(len, self.branches))
 
 
-def is_letter(prompt: PromptFormat) -> bool:
-    """Whether the format's continuation is an option letter.
-
-    >>> is_letter("chat-letter"), is_letter("cloze")
-    (True, False)
-    """
-    return prompt in ("letter", "chat-letter")
-
-
-def check_prompt_format(prompt: str) -> None:
-    """Raise `InputError` unless ``prompt`` names a format."""
-    if prompt not in get_args(PromptFormat):
-        raise InputError(
-            f"prompt format {prompt!r}, expected one of {', '.join(get_args(PromptFormat))}"
-        )
-
-
-def context(question: Question, prompt: PromptFormat, tokenizer: Any = None) -> str:
+def context(question: Question, prompt: PromptLike, tokenizer: Any = None) -> str:
     r"""Text the model reads before the answer.
 
     Raises
@@ -100,13 +161,14 @@ def context(question: Question, prompt: PromptFormat, tokenizer: Any = None) -> 
     >>> context(q, "cloze")
     'Question: Which is a fruit?\nAnswer:'
     """
-    if not is_letter(prompt):
+    prompt = Prompt.of(prompt)
+    if not prompt.is_letter:
         return f"Question: {question.question}\nAnswer:"
     options = "\n".join(
         f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=False)
     )
     body = f"Question: {question.question}\nOptions:\n{options}\n"
-    if prompt == "letter":
+    if prompt.format == "letter":
         return body + "Answer:"
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
@@ -120,9 +182,7 @@ def context(question: Question, prompt: PromptFormat, tokenizer: Any = None) -> 
     return text
 
 
-def encode(
-    questions: list[Question], tokenizer: Any, prompt: PromptFormat
-) -> list[EncodedQuestion]:
+def encode(questions: list[Question], tokenizer: Any, prompt: PromptLike) -> list[EncodedQuestion]:
     """Tokenise questions for scoring and training.
 
     Parameters
@@ -136,22 +196,26 @@ def encode(
         If the format is unknown, a letter is not one token in context under any separator, or an
         option has no token of its own.
     """
-    check_prompt_format(prompt)
+    prompt = Prompt.of(prompt)
     if not questions:
         raise InputError("no questions to score; expected at least one")
     # A chat template writes its own special tokens; adding them again would double the BOS.
-    encode_ = _Encoder(tokenizer, special=prompt != "chat-letter")
-    if not is_letter(prompt):
+    encode_ = _Encoder(tokenizer, special=prompt.format != "chat-letter")
+    if not prompt.is_letter:
         chunks = (questions[i : i + CHUNK] for i in range(0, len(questions), CHUNK))
         return [e for chunk in chunks for e in _encode_cloze(chunk, prompt, encode_)]
     widest = max(questions, key=lambda q: len(q.choices))
     text = context(widest, prompt, tokenizer)
-    separator, letters = _letters(encode_, text, len(widest.choices), SEPARATORS[prompt])
+    k_max = len(widest.choices)
+    separator, letters = _letters(encode_, text, k_max, SEPARATORS[prompt.format])
+    spellings = [[token] for token in letters]
+    if prompt.letter_tokens == "merged":
+        spellings = _spellings(tokenizer, LETTERS[:k_max])
     encoded = []
     for i in range(0, len(questions), CHUNK):
         chunk = questions[i : i + CHUNK]
         contexts = [context(q, prompt, tokenizer) for q in chunk]
-        encoded += _encode_letters(chunk, contexts, separator, letters, encode_)
+        encoded += _encode_letters(chunk, contexts, separator, letters, spellings, encode_)
     return encoded
 
 
@@ -197,11 +261,25 @@ def _letters(
     )
 
 
+def _spellings(tokenizer: Any, letters: str) -> list[list[int]]:
+    """All tokens that read as each letter: its bare form and those with blanks around it."""
+    # A blank is one character of a token's own spelling ("ĠA", "▁A"), or a few bytes; "<0x41>" is
+    # a byte. What a short token reads as, decoding it tells.
+    found: dict[str, list[int]] = {letter: [] for letter in letters}
+    for token, index in tokenizer.get_vocab().items():
+        if token.startswith("<0x") or (len(token) <= 6 and any(c in found for c in token)):
+            text = tokenizer.decode([index]).strip("▁" + string.whitespace)
+            if text in found:
+                found[text].append(index)
+    return [sorted(found[letter]) for letter in letters]
+
+
 def _encode_letters(
     questions: list[Question],
     contexts: list[str],
     separator: str,
     letters: list[int],
+    spellings: list[list[int]],
     encode_: _Encoder,
 ) -> list[EncodedQuestion]:
     heads = encode_([text + separator.rstrip(" ") for text in contexts])
@@ -221,7 +299,7 @@ def _encode_letters(
                 f"question {q.id!r}: letter {LETTERS[k - 1]} is not one token of its own after "
                 "this question's prompt with this tokenizer; use --prompt cloze"
             )
-        reads = [[(0, token)] for token in letters[:k]]
+        reads = [[(0, token) for token in tokens] for tokens in spellings[:k]]
         encoded.append(
             EncodedQuestion(q.id, head, [[] for _ in range(k)], reads, [1.0] * k, q.answer)
         )
@@ -229,7 +307,7 @@ def _encode_letters(
 
 
 def _encode_cloze(
-    questions: list[Question], prompt: PromptFormat, encode_: _Encoder
+    questions: list[Question], prompt: Prompt, encode_: _Encoder
 ) -> list[EncodedQuestion]:
     contexts = [context(q, prompt) for q in questions]
     heads = encode_(contexts)
@@ -255,7 +333,7 @@ def _encode_cloze(
         # The token at index t is predicted at index t - 1, which is offset t - shared.
         reads = [[(t - shared, row[t]) for t in range(start, len(row))] for row in full]
         divisors = [
-            {"cloze": len(r), "cloze-char": len(choice), "cloze-sum": 1}[prompt]
+            {"cloze": len(r), "cloze-char": len(choice), "cloze-sum": 1}[prompt.format]
             for r, choice in zip(reads, q.choices, strict=True)
         ]
         encoded.append(

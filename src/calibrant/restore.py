@@ -17,7 +17,7 @@ from calibrant.diagnosis.verdict import Verdict, verdict
 from calibrant.errors import InputError
 from calibrant.files import write_text
 from calibrant.posthoc import NoOptimumError, TemperatureScaling
-from calibrant.prompts import PromptFormat, check_prompt_format
+from calibrant.prompts import Prompt, PromptLike
 from calibrant.questions import Questions, drop_overlap, load_questions
 from calibrant.runs import TRAIN, open_run, set_name, versions
 
@@ -51,7 +51,7 @@ class RestoreSettings:
     evaluate: tuple[str, ...]
     out_of_domain: tuple[str, ...] = ()
     methods: tuple[str, ...] = METHODS
-    prompt: PromptFormat = "letter"
+    prompt: PromptLike = "letter"
     dtype: str = "auto"
     device: str = "auto"
     gguf_file: str | None = None
@@ -71,7 +71,7 @@ class RestoreSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_prompt_format(self.prompt)
+        object.__setattr__(self, "prompt", Prompt.of(self.prompt))
         unknown = [m for m in self.methods if m not in METHODS]
         if unknown or not self.methods:
             raise InputError(f"method {unknown or 'missing'}, expected of {', '.join(METHODS)}")
@@ -79,6 +79,10 @@ class RestoreSettings:
             raise InputError(f"overlap {self.overlap!r}, expected drop, error or keep")
         if not self.train or not self.evaluate:
             raise InputError("expected at least one --train and one --eval source of questions")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values, the prompt in its short form."""
+        return asdict(self) | {"prompt": Prompt.of(self.prompt).to_json()}
 
 
 @dataclass
@@ -108,7 +112,7 @@ class Restoration:
         """JSON-able content of ``report.json``."""
         return {
             "format_version": 1,
-            "settings": asdict(self.settings),
+            "settings": self.settings.to_dict(),
             "sets": self.domains,
             "notes": self.notes,
             "costs": self.costs,
@@ -141,7 +145,7 @@ def restore(
     train, tests, domains, notes = _load_data(settings)
     config = {
         "command": "restore",
-        "settings": asdict(settings),
+        "settings": settings.to_dict(),
         "data": {
             name: {"n": len(part), "fingerprint": part.fingerprint}
             for name, part in {TRAIN: train, **tests}.items()
@@ -398,7 +402,7 @@ class _Work:
         args = CalibrationConfig(
             output_dir=str(checkpoints),
             method=method,
-            prompt=s.prompt,
+            prompt=Prompt.of(s.prompt).to_json(),
             num_train_epochs=s.epochs,
             learning_rate=s.learning_rate or (3e-4 if s.lora_rank else 2e-5),
             per_device_train_batch_size=micro_batch,
@@ -460,7 +464,7 @@ class _Work:
         content = {
             "method": method,
             "model": s.model,
-            "prompt": s.prompt,
+            "prompt": before.provenance.get("prompt_settings", Prompt.of(s.prompt).to_json()),
             "dtype": before.provenance["dtype"],
             "gguf_file": s.gguf_file,
             "versions": versions(),

@@ -13,12 +13,19 @@ PROMPTS = ("letter", "chat-letter", "cloze", "cloze-char", "cloze-sum")
 def plain_scores(model, tokenizer, question, prompt):
     """One unbatched, unpadded forward pass per option through plain transformers."""
     text = context(question, prompt, tokenizer)
-    blank = "" if prompt == "chat-letter" else " "
-    options = LETTERS[: len(question.choices)] if "letter" in prompt else question.choices
+    if "letter" in prompt:
+        with torch.no_grad():
+            logprobs = model(tokenizer(text, return_tensors="pt")["input_ids"]).logits[0, -1]
+        probs = logprobs.float().softmax(-1)
+        reads_as = [tokenizer.decode([i]).strip() for i in range(len(tokenizer))]
+        return [
+            sum(probs[i] for i, text in enumerate(reads_as) if text == letter).log().item()
+            for letter in LETTERS[: len(question.choices)]
+        ]
     scores = []
-    for option in options:
+    for option in question.choices:
         start = len(tokenizer(text)["input_ids"])
-        whole = tokenizer(text + blank + option, return_tensors="pt")["input_ids"]
+        whole = tokenizer(f"{text} {option}", return_tensors="pt")["input_ids"]
         with torch.no_grad():
             logprobs = model(whole).logits[0].float().log_softmax(-1)
         tokens = whole[0, start:]
@@ -38,6 +45,47 @@ def test_scores_equal_plain_unbatched_transformers(tokenizer, architecture, prom
         expected = plain_scores(model, tokenizer, q, prompt)
         np.testing.assert_allclose(table.logprobs[i, : len(expected)], expected, atol=1e-5)
         assert np.isneginf(table.logprobs[i, len(expected) :]).all()
+
+
+def test_one_token_letters_are_what_the_merged_ones_are_made_of(tokenizer, model):
+    from calibrant.prompts import Prompt
+
+    questions = make_questions(6)
+    tables = [
+        score(model, tokenizer, questions, prompt=Prompt("letter", tokens), show_progress=False)
+        for tokens in ("merged", "single")
+    ]
+    q = questions[0]
+    ids = tokenizer(context(q, "letter"), return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logprobs = model(ids).logits[0, -1].log_softmax(-1)
+    for k, letter in enumerate(LETTERS[: len(q.choices)]):
+        after_blank, bare = (tokenizer.convert_tokens_to_ids(t + letter) for t in ("Ġ", ""))
+        assert tables[1].logprobs[0, k] == pytest.approx(logprobs[after_blank].item(), abs=1e-5)
+        both = torch.logaddexp(logprobs[after_blank], logprobs[bare]).item()
+        assert tables[0].logprobs[0, k] == pytest.approx(both, abs=1e-5)
+    assert (tables[0].option_mass > tables[1].option_mass).all()
+    assert [t.provenance["prompt_settings"]["letter_tokens"] for t in tables] == [
+        "merged",
+        "single",
+    ]
+
+
+def test_the_gradient_of_merged_letters_is_that_of_their_summed_probability(tokenizer, model):
+    from calibrant.prompts import encode
+    from calibrant.scoring.batch import collate, option_scores
+
+    encoded = encode(list(make_questions(3)), tokenizer, "letter")
+    seen = []
+    model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out) or out)
+    scores, _ = option_scores(model, collate(encoded, pad_token=2, packed=True))
+    (found,) = torch.autograd.grad(scores[0, 1], seen[0])
+    probs = seen[0].detach().softmax(-1)  # (Q, V)
+    tokens = [token for _, token in encoded[0].reads[1]]
+    expected = -probs[0]
+    expected[tokens] += probs[0, tokens] / probs[0, tokens].sum()
+    torch.testing.assert_close(found[0], expected, atol=1e-6, rtol=1e-4)
+    assert not found[1:].any()
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -287,7 +287,7 @@ def test_same_seed_same_weights(make_trainer):
         ({"target": "linear"}, "expected one of tempered, tanh"),
         ({"ece_weight": -1}, "ece_weight -1, expected 0 to inf"),
         ({"calibration_fraction": 1.0}, "calibration_fraction 1.0"),
-        ({"prompt": "essay"}, "prompt 'essay'"),
+        ({"prompt": "essay"}, "prompt format 'essay'"),
     ],
 )
 def test_a_bad_setting_is_refused(tmp_path, settings, message):

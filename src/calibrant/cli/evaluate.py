@@ -85,7 +85,7 @@ def _ask(
         "questions": questions,
         "limit": limit,
         "skip_invalid": skip_invalid,
-        "prompt": prompt,
+        "prompt": prompt.to_json(),
         "dtype": dtype,
         "gguf_file": gguf_file,
         "seed": seed,

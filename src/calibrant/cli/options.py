@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
 import yaml
 
-from calibrant.prompts import PromptFormat
+from calibrant.prompts import LetterTokens, Prompt, PromptFormat
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,16 +58,41 @@ def config_option(function: F) -> F:
     )(function)
 
 
+class _PromptType(click.Choice[str]):
+    """A format's name; the mapping that a run's config.yaml keeps is taken as it is."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str):
+            return Prompt.of(value)
+        return Prompt.of(super().convert(value, param, ctx))
+
+
 def model_options(function: F) -> F:
-    """How the model is loaded and asked."""
+    """How the model is loaded, and how it is asked: one `Prompt` in the argument ``prompt``."""
+
+    @wraps(function)
+    def command(*args: Any, prompt: Prompt, letter_tokens: str | None, **others: Any) -> Any:
+        chosen = {"letter_tokens": letter_tokens}
+        given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+        return function(*args, prompt=replace(prompt, **given), **others)
+
+    return _model_options(command)  # type: ignore[return-value]
+
+
+def _model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         (
             click.option(
                 "--prompt",
-                type=click.Choice(get_args(PromptFormat)),
+                type=_PromptType(get_args(PromptFormat)),
                 default="letter",
                 show_default=True,
                 help="How a question is asked.",
+            ),
+            click.option(
+                "--letter-tokens",
+                type=click.Choice(get_args(LetterTokens)),
+                help="merged: 'A' and ' A' are one letter; single: as lm-eval.  [default: merged]",
             ),
             click.option(
                 "--dtype",

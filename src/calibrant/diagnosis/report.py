@@ -233,7 +233,8 @@ def evaluate(
     Raises
     ------
     InputError
-        If ``n_bins`` or ``n_resamples`` is below 1.
+        If ``n_bins`` or ``n_resamples`` is below 1, or the table holds several permutations of one
+        question.
 
     Examples
     --------
@@ -247,6 +248,7 @@ def evaluate(
     """
     if n_resamples < 1:
         raise InputError(f"n_resamples is {n_resamples}, expected at least 1")
+    answers.refuse_permutations()
     probs = answers.probs()
     data: dict[str, Any] = {"n_options": answers.n_options, "n_bins": n_bins}
     metrics = bootstrap_intervals(

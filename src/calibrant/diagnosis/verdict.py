@@ -181,7 +181,8 @@ def verdict(
     Raises
     ------
     InputError
-        If the tables share no question, or disagree on one; tolerance or margin out of [0, 1].
+        If the tables share no question, or disagree on one; tolerance or margin out of [0, 1]; or
+        a table holds several permutations of one question.
 
     Examples
     --------
@@ -194,6 +195,8 @@ def verdict(
     for name, value in (("tolerance", tolerance), ("accuracy_margin", accuracy_margin)):
         if not 0 <= value <= 1:
             raise InputError(f"{name} is {value}, expected a number in [0, 1]")
+    before.refuse_permutations()
+    after.refuse_permutations()
     a, b = before.align(after)
     data: dict[str, Any] = {"n_options": a.n_options, "n_bins": n_bins, "seed": seed}
     options: dict[str, Any] = {**data, "groups": _joint_groups(a, b), "n_resamples": n_resamples}

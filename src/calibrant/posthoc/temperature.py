@@ -59,8 +59,10 @@ class TemperatureScaling:
             If every question is right (T → 0), or the scores hold no information about the answer
             (T → ∞: uniform probabilities are likelier than any temperature's).
         InputError
-            If a right answer has probability 0.
+            If a right answer has probability 0, or the table holds several permutations of one
+            question.
         """
+        answers.refuse_permutations()
         z = answers.logprobs - answers.logprobs.max(axis=1, keepdims=True)  # (N, K) ≤ 0
         at_label = z[np.arange(len(z)), answers.labels]
         if np.isneginf(at_label).any():

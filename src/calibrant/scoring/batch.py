@@ -79,8 +79,9 @@ def collate(
         visible : (B, T, T) bool, which token sees which; or (B, T) bool where rows are plain
             sequences and the model builds its own causal mask.
         keep : (B, T) bool, positions projected onto the vocabulary.
-        read_at, read_token, read_option : (R,) int64: kept position, token and flat option
-            index ``q * K + k`` of each read.
+        read_at, read_token, read_step : (R,) int64: kept position, token and step of each read.
+        step_option : (S,) int64: flat option index ``q * K + k`` of each step. The reads of a step
+            are alternatives, the steps of an option a sequence.
         question_at, question_token : (L,) int64, the same for prefix tokens.
         divisor : (Q, K) float32; option : (Q, K) bool, real options; answer : (Q,) int64.
     """
@@ -118,6 +119,8 @@ def collate(
     asked = torch.tensor(question, dtype=torch.int64).reshape(-1, 3)  # (L, 3)
     asked_column = asked[:, 1] + shift[asked[:, 0]]
     keep[asked[:, 0], asked_column] = True
+    place = read[:, 3] * keep.numel() + read[:, 0] * keep.shape[1] + column
+    step, read_step = torch.unique(place, return_inverse=True)
     slot = (keep.flatten().cumsum(0) - 1).view(keep.shape)  # kept position of each (row, token)
     if question:
         batch["question_at"] = slot[asked[:, 0], asked_column]
@@ -134,7 +137,8 @@ def collate(
         "keep": keep,
         "read_at": slot[read[:, 0], column],
         "read_token": read[:, 2],
-        "read_option": read[:, 3],
+        "read_step": read_step,
+        "step_option": step // keep.numel(),
         "divisor": divisor,
         "option": option,
         "answer": torch.tensor([q.answer for q in encoded]),
@@ -203,8 +207,8 @@ def option_scores(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor 
 
     Returns
     -------
-    scores : (Q, K) float32; sum of the option's token log-probabilities over its divisor,
-        ``-inf`` for padding options.
+    scores : (Q, K) float32; the option's log-probability, ``Σ_steps log Σ_tokens P(token)``, over
+        its divisor; ``-inf`` for padding options.
     question_logprobs : (L,) float32 log-probabilities of the prefix tokens, or None.
     """
     inner = unwrapped(model)
@@ -224,13 +228,24 @@ def option_scores(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor 
     log_total = logits.logsumexp(dim=-1)  # (kept,)
     logprobs = logits[batch["read_at"], batch["read_token"]] - log_total[batch["read_at"]]  # (R,)
     n_questions, k_max = batch["option"].shape
-    total = logprobs.new_zeros(n_questions * k_max).index_add(0, batch["read_option"], logprobs)
+    step_option = batch["step_option"]
+    steps = _logsumexp(logprobs, batch["read_step"], len(step_option))  # (S,)
+    total = logprobs.new_zeros(n_questions * k_max).index_add(0, step_option, steps)
     scores = total.view(n_questions, k_max) / batch["divisor"]
     scores = scores.masked_fill(~batch["option"], -torch.inf)
     if "question_at" not in batch:
         return scores, None
     at = batch["question_at"]
     return scores, logits[at, batch["question_token"]] - log_total[at]
+
+
+def _logsumexp(values: torch.Tensor, group: torch.Tensor, n_groups: int) -> torch.Tensor:
+    """Log of the summed exponentials of each group's values; exact for a group of one."""
+    fixed = values.detach()
+    top = fixed.new_full((n_groups,), -torch.inf).scatter_reduce(0, group, fixed, "amax")
+    top = top.masked_fill(top == -torch.inf, 0.0)  # a group of zero probability
+    weights = (values - top[group]).exp()
+    return top + values.new_zeros(n_groups).index_add(0, group, weights).log()
 
 
 def _for_attention(model: Any, visible: torch.Tensor) -> torch.Tensor:

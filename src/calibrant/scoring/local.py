@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from calibrant.answers import AnswerTable
 from calibrant.progress import progress
-from calibrant.prompts import EncodedQuestion, PromptFormat, encode, is_letter
+from calibrant.prompts import EncodedQuestion, Prompt, PromptLike, encode
 from calibrant.questions import Question, question_key
 from calibrant.scoring.batch import can_pack, check_lengths, collate, option_scores, unwrapped
 from calibrant.version import __version__
@@ -26,13 +27,14 @@ def score(
     tokenizer: Any,
     questions: Sequence[Question],
     *,
-    prompt: PromptFormat = "letter",
+    prompt: PromptLike = "letter",
     batch_tokens: int | None = None,
     show_progress: bool = True,
 ) -> AnswerTable:
     r"""Ask a model every question and return its option log-probabilities.
 
-    Letter formats: ``logprobs[i, k] = log P(letter_k | prompt_i)`` over the whole vocabulary.
+    Letter formats: ``logprobs[i, k] = log P(letter_k | prompt_i)`` over the whole vocabulary, the
+    sum over the tokens that read as the letter (``A``, `` A``; see `calibrant.prompts`).
     Cloze formats: ``logprobs[i, k] = (1 / n_k) Σ_t log P(token_t of option k | prompt, earlier
     tokens)``, ``n_k`` tokens, characters or 1. Softmax over a row gives the model's option
     probabilities either way (`AnswerTable.probs`). Log-probabilities are taken in float32 whatever
@@ -43,7 +45,7 @@ def score(
     model : a causal language model; a PEFT adapter may be on it.
     tokenizer : its tokenizer; ``tokenizer.padding_side`` is honoured.
     questions : N questions, 2 to 26 options each.
-    prompt : see `calibrant.prompts`.
+    prompt : a `calibrant.prompts.Prompt`, or a format's name for one with default settings.
     batch_tokens : tokens per forward pass, padding included (1024 on a CPU, else 16384).
     show_progress : draw a progress bar on standard error.
 
@@ -57,13 +59,14 @@ def score(
     InputError
         If the tokenizer cannot form the prompt, or a question is longer than the model's context.
     """
+    prompt = Prompt.of(prompt)
     encoded = encode(list(questions), tokenizer, prompt)
     scores = score_encoded(
         model, tokenizer, encoded, batch_tokens=batch_tokens, show_progress=show_progress
     )
     n_options = np.array([len(q.choices) for q in questions])
     with np.errstate(under="ignore"):
-        mass = np.exp(scores).sum(axis=1) if is_letter(prompt) else np.full(len(encoded), np.nan)
+        mass = np.exp(scores).sum(axis=1) if prompt.is_letter else np.full(len(encoded), np.nan)
     return AnswerTable(
         ids=tuple(q.id for q in questions),
         logprobs=scores,
@@ -151,7 +154,7 @@ def _batches(
     yield rows
 
 
-def _provenance(model: Any, questions: Sequence[Question], prompt: str) -> dict[str, Any]:
+def _provenance(model: Any, questions: Sequence[Question], prompt: Prompt) -> dict[str, Any]:
     import transformers
 
     inner = unwrapped(model)
@@ -160,7 +163,8 @@ def _provenance(model: Any, questions: Sequence[Question], prompt: str) -> dict[
         "model": str(inner.config._name_or_path or type(inner).__name__),
         "adapter": list(adapter) if isinstance(adapter, (list, tuple)) else None,
         "dtype": str(inner.dtype).removeprefix("torch."),
-        "prompt": prompt,
+        "prompt": prompt.format,
+        "prompt_settings": asdict(prompt),
         "data": getattr(questions, "name", None),
         "data_fingerprint": getattr(questions, "fingerprint", None),
         "versions": {

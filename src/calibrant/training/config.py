@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any
 
 from transformers import TrainingArguments
 
 from calibrant.errors import InputError
-from calibrant.prompts import PromptFormat
+from calibrant.prompts import Prompt
 
 METHODS = ("cft", "rcft")
 
@@ -27,7 +27,7 @@ class CalibrationConfig(TrainingArguments):
     Parameters
     ----------
     method : "cft" or "rcft".
-    prompt : a prompt format, see `calibrant.prompts`.
+    prompt : a prompt format, a `calibrant.prompts.Prompt` or its JSON form, which is what is kept.
     answer_loss : "options", cross-entropy over the question's options; "vocabulary", the answer's
         full-vocabulary negative log-likelihood; "auto", vocabulary for letters, options for cloze.
     question_weight : weight of the question tokens' loss (rcft). 0 turns L_SFT2 into L_SFT1.
@@ -50,7 +50,7 @@ class CalibrationConfig(TrainingArguments):
     """
 
     method: str = "cft"
-    prompt: PromptFormat = "letter"
+    prompt: str | dict[str, Any] = "letter"
     answer_loss: str = "auto"
     question_weight: float = 1.0
     ece_weight: float = 1.0
@@ -77,9 +77,9 @@ class CalibrationConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Check what is ours, then let `TrainingArguments` check its own."""
+        self.prompt = Prompt.of(self.prompt).to_json()
         for name, allowed in (
             ("method", METHODS),
-            ("prompt", get_args(PromptFormat)),
             ("answer_loss", ("auto", "options", "vocabulary")),
             ("target", ("tempered", "tanh")),
         ):

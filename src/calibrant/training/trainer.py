@@ -14,7 +14,7 @@ from transformers.trainer_callback import ExportableState
 from calibrant import metrics
 from calibrant.answers import AnswerTable
 from calibrant.errors import InputError, NonFiniteLossError
-from calibrant.prompts import EncodedQuestion, encode, is_letter
+from calibrant.prompts import EncodedQuestion, Prompt, encode
 from calibrant.questions import Question, Questions, split_questions
 from calibrant.scoring.batch import can_pack, check_lengths, collate, option_scores
 from calibrant.scoring.local import pad_token, score, score_encoded
@@ -183,7 +183,7 @@ class CalibrationTrainer(Trainer):
         args = self.args
         scores, question_logprobs = option_scores(model, inputs)
         options_loss = args.answer_loss == "options" or (
-            args.answer_loss == "auto" and not is_letter(args.prompt)
+            args.answer_loss == "auto" and not Prompt.of(args.prompt).is_letter
         )
         if options_loss:
             per_question = option_cross_entropy(scores, inputs["answer"])
