@@ -350,7 +350,7 @@ def add_means(found: Found, a: Answers, plan: Plan) -> None:
         method = "studentised bootstrap"
         found[name] = Estimate(name, value, low, high, a.n, plan.level, method=method)
     share, error = float(means[0][0]), float(means[1][0])
-    effective = _effective_rows(share, error, a.n) if plan.cluster is not None else a.n
+    effective = effective_rows(share, error, a.n) if plan.cluster is not None else a.n
     low, high = wilson_interval(share * effective, effective, plan.level)
     found["accuracy"] = Estimate("accuracy", share, low, high, a.n, plan.level, method="Wilson")
 
@@ -369,7 +369,7 @@ def _studentised(
     return mean, mean - float(high) * error, mean - float(low) * error
 
 
-def _effective_rows(share: float, error: float, n: int) -> float:
+def effective_rows(share: float, error: float, n: int) -> float:
     """Number of independent rows that would leave the proportion as uncertain as it is."""
     if error == 0 or not 0 < share < 1:
         return float(n)
