@@ -214,7 +214,9 @@ def test_a_config_file_gives_defaults_and_flags_win(world, tmp_path, capsys):
     ("arguments", "code", "message"),
     [
         (["evaluate"], 2, "expected MODEL with --questions, or --answers alone"),
-        (["evaluate", "m", "--answers", "a"], 2, "expected MODEL with --questions"),
+        (["evaluate", "m", "n", "--questions", "q"], 2, "expected MODEL with --questions"),
+        (["evaluate", "--answers", "a", "--questions", "q"], 2, "expected MODEL with --questions"),
+        (["evaluate", "--answers", "missing.jsonl"], 1, "holds no answer table"),
         (["evaluate", "nowhere", "--questions", "missing.jsonl"], 1, "missing.jsonl"),
         (["evaluate", "--answers", "missing.parquet"], 1, "holds no answer table"),
         (["restore", "m"], 2, "--train"),

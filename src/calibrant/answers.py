@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -279,6 +280,61 @@ class AnswerTable:
             orders=None if self.orders is None else self.orders[index],
         )
 
+    @classmethod
+    def pool(cls, tables: Sequence[AnswerTable]) -> AnswerTable:
+        """Put the questions of several tables into one, in the order given.
+
+        The provenance keeps what all tables agree on, and every note once.
+
+        Raises
+        ------
+        InputError
+            If there is no table, a question id is in two of them, or one holds permutations.
+
+        Examples
+        --------
+        >>> a = AnswerTable.from_probs([[0.7, 0.3]], [0], ids=["q1"], tasks=["law"])
+        >>> b = AnswerTable.from_probs([[0.2, 0.3, 0.5]], [2], ids=["q2"], tasks=["art"])
+        >>> table = AnswerTable.pool([a, b])
+        >>> table.tasks, table.n_options.tolist()
+        (('law', 'art'), [2, 3])
+        """
+        if not tables:
+            raise InputError("no answer tables to pool; expected at least one")
+        for table in tables:
+            table.refuse_permutations()
+        names = [name for table in tables for name in table.ids]
+        if len(set(names)) < len(names):
+            twice = Counter(names).most_common(1)[0][0]
+            raise InputError(
+                f"question id {twice!r} is in two answer tables; expected ids that differ over all "
+                "tables to be pooled"
+            )
+        width = max(table.logprobs.shape[1] for table in tables)
+        padding = [(0, 0), (0, 0)]
+        scores = []
+        for table in tables:
+            padding[1] = (0, width - table.logprobs.shape[1])
+            scores.append(np.pad(table.logprobs, padding, constant_values=-np.inf))
+        first, *others = [table.provenance for table in tables]
+        missing = object()
+        shared = {
+            key: value
+            for key, value in first.items()
+            if all(other.get(key, missing) == value for other in others)
+        }
+        notes = dict.fromkeys(note for t in tables for note in t.provenance.get("notes", ()))
+        return cls(
+            ids=tuple(names),
+            logprobs=np.concatenate(scores),
+            labels=np.concatenate([table.labels for table in tables]),
+            n_options=np.concatenate([table.n_options for table in tables]),
+            option_mass=np.concatenate([table.option_mass for table in tables]),
+            tasks=tuple(name for table in tables for name in table.tasks),
+            groups=tuple(name for table in tables for name in table.groups),
+            provenance=shared | ({"notes": list(notes)} if notes else {}),
+        )
+
     def align(self, other: AnswerTable) -> tuple[AnswerTable, AnswerTable]:
         """Cut both tables to the questions they share, in this table's order.
 
@@ -420,6 +476,23 @@ def _checked_orders(
             f"a permutation of 0 to {n_options[row] - 1}, and an id like 'question#0'"
         )
     return orders
+
+
+def is_answer_table(path: str | os.PathLike[str]) -> bool:
+    """Whether `AnswerTable.save` wrote this Parquet file, by its metadata.
+
+    Raises
+    ------
+    InputError
+        If it is no Parquet file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return _METADATA_KEY in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
 
 
 def _whole_numbers(values: ArrayLike, what: str) -> NDArray[np.int64]:

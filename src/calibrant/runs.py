@@ -22,10 +22,13 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from calibrant.answers import AnswerTable
+from calibrant.answers import AnswerTable, is_answer_table
 from calibrant.errors import InputError
 from calibrant.files import write_text
+from calibrant.foreign import FILE_TYPES, read_table
 from calibrant.posthoc import TemperatureScaling
+from calibrant.scoring.harness import Metric as HarnessMetric
+from calibrant.scoring.harness import harness_logs, read_harness_log
 from calibrant.version import __version__
 
 if TYPE_CHECKING:
@@ -111,30 +114,58 @@ def set_name(source: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "questions"
 
 
-def read_answers(path: str | os.PathLike[str]) -> dict[str, AnswerTable]:
-    """Answer tables of a run folder or Parquet file, by test set.
+def read_answers(
+    path: str | os.PathLike[str], *, metric: HarnessMetric = "acc"
+) -> dict[str, AnswerTable]:
+    """Answer tables of a run folder or a file, by test set.
+
+    A file may be an ``answers.parquet``, a CSV or Parquet table of probabilities from elsewhere
+    (`calibrant.foreign`), or a log of ``lm-eval --log_samples``; a folder a run folder, or one of
+    lm-eval output, which has a set for each task.
+
+    Parameters
+    ----------
+    metric : for lm-eval logs, see `calibrant.scoring.harness.read_harness_log`.
 
     Raises
     ------
     InputError
-        If there are none.
+        If there are none, or one cannot be read.
     """
     path = Path(path)
     if path.is_file():
-        return {set_name(path.name): AnswerTable.load(path)}
+        table = _read_file(path, metric)
+        return {set_name(str(table.provenance.get("task") or path.name)): table}
     single, several = path / "answers.parquet", path / "answers"
     if single.is_file():
         table = AnswerTable.load(single)
         return {set_name(str(table.provenance.get("data") or "answers")): table}
     tables = {p.stem: AnswerTable.load(p) for p in sorted(several.glob("*.parquet"))}
+    if not tables and next(path.rglob("samples_*.jsonl"), None) is not None:
+        logs = [read_harness_log(log, metric=metric) for log in harness_logs(path)]
+        return {set_name(table.provenance["task"]): table for table in logs}
     if not tables:
         inside = sorted(p.parent.name for p in path.glob("*/answers") if p.is_dir())
         hint = f"; did you mean {path / inside[0]}?" if inside else ""
         raise InputError(
             f"{path}: holds no answer table; expected a run folder with answers.parquet or "
-            f"answers/, or a Parquet file{hint}"
+            "answers/, a folder of lm-eval output with samples_*.jsonl, or a file: Parquet, CSV "
+            f"or samples_*.jsonl{hint}"
         )
     return tables
+
+
+def _read_file(path: Path, metric: HarnessMetric) -> AnswerTable:
+    if path.suffix == ".jsonl":
+        return read_harness_log(path, metric=metric)
+    if path.suffix == ".parquet" and is_answer_table(path):
+        return AnswerTable.load(path)
+    if path.name.endswith(FILE_TYPES):
+        return read_table(path)
+    raise InputError(
+        f"{path}: unknown file type; expected an answer table as {', '.join(FILE_TYPES)}, or "
+        "lm-eval's samples_TASK_DATE.jsonl"
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,21 @@ DEFAULT_FOLDER = "runs/evaluate"
 
 
 @click.command("evaluate")
-@click.argument("model", required=False)
+@click.argument("model", nargs=-1)
 @click.option("--questions", help="File or Hub id[:split] of labelled questions.")
-@click.option("--answers", help="An answers.parquet or run folder instead of a model.")
+@click.option(
+    "--answers",
+    multiple=True,
+    help="Answers instead of a model: run folder, answers.parquet, table of probabilities (.csv, "
+    ".parquet), or lm-eval samples; more files may follow.",
+)
+@click.option(
+    "--lm-eval-metric",
+    type=click.Choice(["acc", "acc_norm", "acc_bytes", "acc_mutual_info"]),
+    default="acc",
+    show_default=True,
+    help="Whose scores to read from lm-eval samples.",
+)
 @click.option("--limit", type=click.IntRange(1), help="Ask only a random sample of this size.")
 @click.option("--skip-invalid", is_flag=True, help="Leave out bad rows, and say which.")
 @model_options
@@ -25,37 +38,52 @@ DEFAULT_FOLDER = "runs/evaluate"
 )
 @seed_option
 @config_option
-def command(answers: str | None, output_dir: str | None, seed: int, **asked: Any) -> None:
-    """Measure the calibration of MODEL on labelled questions, or of an answer table.
+def command(
+    model: tuple[str, ...],
+    answers: tuple[str, ...],
+    lm_eval_metric: Any,
+    output_dir: str | None,
+    seed: int,
+    **asked: Any,
+) -> None:
+    """Measure the calibration of MODEL on labelled questions, or of answers that are there.
 
     MODEL is a Hub id, a folder, or the folder of a PEFT adapter.
 
     \b
     calibrant evaluate MODEL --questions test.jsonl
     calibrant evaluate --answers runs/evaluate/answers.parquet
+    calibrant evaluate --answers probabilities.csv
+    calibrant evaluate --answers samples_*.jsonl
     """
     from rich.console import Console
 
     from calibrant.diagnosis.report import evaluate
     from calibrant.report.folder import write_evaluation
-    from calibrant.report.tables import report_table
+    from calibrant.report.tables import report_table, task_table
 
-    given = (asked["model"] is not None, asked["questions"] is not None, answers is not None)
-    if given not in ((True, True, False), (False, False, True)):
+    asking = len(model) == 1 and asked["questions"] is not None and not answers
+    if not asking and (not answers or asked["questions"] is not None):
         raise click.UsageError("expected MODEL with --questions, or --answers alone")
-    if answers is not None and (asked["limit"] or asked["skip_invalid"]):
+    if answers and (asked["limit"] or asked["skip_invalid"]):
         raise click.UsageError("--limit and --skip-invalid go with --questions, not --answers")
     folder: Path | None = None
-    if answers is None:
-        table, title, folder = _ask(output_dir or DEFAULT_FOLDER, seed, **asked)
+    if asking:
+        table, title, folder = _ask(output_dir or DEFAULT_FOLDER, seed, model=model[0], **asked)
     else:
-        table, title = _read(answers)
+        sources = (*answers, *model)  # the shell makes several words of samples_*.jsonl
+        table, title = _read(sources, lm_eval_metric)
         if output_dir is not None:
-            folder = _keep(table, answers, output_dir, seed)
+            settings = {"answers": list(sources), "lm_eval_metric": lm_eval_metric, "seed": seed}
+            folder = _keep(table, settings, output_dir)
     report = evaluate(table, seed=seed)
-    Console().print(report_table(report, title=title).to_rich())
+    console = Console()
+    console.print(report_table(report, title=title).to_rich())
+    tasks = task_table(table, seed=seed) if len(set(table.tasks)) > 1 else None
+    if tasks is not None:
+        console.print(tasks.to_rich())
     if folder is not None:
-        write_evaluation(folder, report, title=title)
+        write_evaluation(folder, report, title=title, tasks=tasks)
         click.echo(f"Written to {folder}: answers.parquet, report.md, report.json")
 
 
@@ -105,26 +133,37 @@ def _ask(
     return table, title, folder
 
 
-def _read(answers: str) -> tuple[Any, str]:
-    """Read the one table of a file or run folder, and its name."""
+def _read(sources: tuple[str, ...], metric: Any) -> tuple[Any, str]:
+    """Read the one table of a run folder, or pool those of several files or tasks; and its name."""
+    from calibrant.answers import AnswerTable
     from calibrant.errors import InputError
     from calibrant.runs import read_answers
 
-    tables = read_answers(answers)
-    if len(tables) > 1:
-        raise InputError(
-            f"{answers}: holds {len(tables)} answer tables ({', '.join(tables)}); expected one: "
-            "give the Parquet file"
-        )
-    ((title, table),) = tables.items()
-    return table, title
+    tables: dict[str, AnswerTable] = {}
+    for source in sources:
+        found = read_answers(source, metric=metric)
+        if len(found) > 1 and any("task" not in t.provenance for t in found.values()):
+            raise InputError(
+                f"{source}: holds {len(found)} answer tables ({', '.join(found)}); expected one: "
+                "give the Parquet file"
+            )
+        if twice := set(found) & set(tables):
+            raise InputError(
+                f"{source}: there is another table of {twice.pop()}; expected each once"
+            )
+        for name, table in found.items():
+            tasks = table.tasks if any(table.tasks) else (name,) * len(table)
+            tables[name] = replace(table, tasks=tasks) if len(sources) > 1 else table
+    table = AnswerTable.pool(list(tables.values()))
+    title = next(iter(tables)) if len(tables) == 1 else f"{len(tables)} tasks"
+    model = table.provenance.get("model")
+    return table, f"{model}, {title}" if model else title
 
 
-def _keep(table: Any, answers: str, output_dir: str, seed: int) -> Path:
+def _keep(table: Any, settings: dict[str, Any], output_dir: str) -> Path:
     """Make a run folder of a table that came without one."""
     from calibrant.runs import open_run, versions
 
-    settings = {"answers": answers, "seed": seed}
     data = {"n": len(table), "fingerprint": table.provenance.get("data_fingerprint")}
     folder = open_run(output_dir, _config(settings, data, versions()))
     table.save(folder / "answers.parquet")

@@ -332,6 +332,7 @@ def _warnings(
             f"{metrics['conf_ece'].upper:.3f}."
         )
     yield from _model_warnings(answers, metrics, summary)
+    yield from answers.provenance.get("notes", ())  # what the source of the answers warns of
 
 
 def _model_warnings(

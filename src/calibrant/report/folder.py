@@ -18,15 +18,26 @@ DOMAINS = {"in": "in domain", "out": "out of domain", "train": "training questio
 
 
 def write_evaluation(
-    folder: str | os.PathLike[str], report: CalibrationReport, *, title: str
+    folder: str | os.PathLike[str],
+    report: CalibrationReport,
+    *,
+    title: str,
+    tasks: Table | None = None,
 ) -> None:
-    """Write ``report.json``, ``report.md`` and ``reliability.svg``/``.png`` of one report."""
+    """Write ``report.json``, ``report.md`` and ``reliability.svg``/``.png`` of one report.
+
+    Parameters
+    ----------
+    tasks : shown below the report, where the questions are of several tasks.
+    """
     from calibrant.report.figures import plot_reliability, reliability_of_report, save_figure
 
     path = Path(folder)
     report.save(path / "report.json")
     save_figure(plot_reliability(reliability_of_report(report, title)), path / "reliability")
     text = report_table(report, title=title).to_markdown()
+    if tasks is not None:
+        text += "\n" + tasks.to_markdown()
     write_text(path / "report.md", f"{text}\n![reliability diagram](reliability.png)\n")
 
 

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import rich.table
 
+    from calibrant.answers import AnswerTable
     from calibrant.diagnosis.report import CalibrationReport
     from calibrant.diagnosis.verdict import Verdict
 
@@ -176,6 +179,25 @@ def report_table(report: CalibrationReport, *, title: str = "Calibration") -> Ta
         text_columns=(0, 3),
         title=f"{title} (N = {report.n:,})",
         notes=tuple(notes),
+    )
+
+
+def task_table(answers: AnswerTable, *, seed: int = 0) -> Table:
+    """Show accuracy, confidence and conf-ECE of each task, beside what chance alone gives."""
+    from calibrant.metrics.inference import noise_floor_from_confidence
+
+    names = np.array(answers.tasks)
+    confidence, correct = answers.confidence, answers.correct
+    rows = []
+    for name in dict.fromkeys(answers.tasks):
+        at = names == name
+        floor = noise_floor_from_confidence(confidence[at], correct[at], seed=seed)
+        numbers = (correct[at].mean(), confidence[at].mean(), floor.observed, floor.mean)
+        rows.append((name, f"{at.sum():,}", *map(number, numbers), number(floor.p_value)))
+    return Table(
+        columns=("task", "N", "accuracy", "confidence", "conf-ECE", "by chance", "p"),
+        rows=tuple(rows),
+        title="Tasks",
     )
 
 
