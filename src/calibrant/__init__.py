@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from calibrant.version import __version__
 
 if TYPE_CHECKING:
-    from calibrant import metrics, posthoc
+    from calibrant import metrics, permutations, posthoc
     from calibrant.answers import AnswerTable
     from calibrant.diagnosis.report import CalibrationReport, evaluate
     from calibrant.diagnosis.verdict import Verdict, verdict
     from calibrant.errors import InputError
+    from calibrant.prompts import Prompt
     from calibrant.questions import Question, Questions, load_questions
     from calibrant.runs import load
     from calibrant.scoring.local import score
@@ -21,6 +22,7 @@ _HOME = {
     "AnswerTable": "calibrant.answers",
     "CalibrationReport": "calibrant.diagnosis.report",
     "InputError": "calibrant.errors",
+    "Prompt": "calibrant.prompts",
     "Question": "calibrant.questions",
     "Questions": "calibrant.questions",
     "Verdict": "calibrant.diagnosis.verdict",
@@ -28,6 +30,7 @@ _HOME = {
     "load": "calibrant.runs",
     "load_questions": "calibrant.questions",
     "metrics": "calibrant.metrics",
+    "permutations": "calibrant.permutations",
     "posthoc": "calibrant.posthoc",
     "score": "calibrant.scoring.local",
     "verdict": "calibrant.diagnosis.verdict",
@@ -37,6 +40,7 @@ __all__ = [
     "AnswerTable",
     "CalibrationReport",
     "InputError",
+    "Prompt",
     "Question",
     "Questions",
     "Verdict",
@@ -45,6 +49,7 @@ __all__ = [
     "load",
     "load_questions",
     "metrics",
+    "permutations",
     "posthoc",
     "score",
     "verdict",

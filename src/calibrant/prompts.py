@@ -141,6 +141,15 @@ class EncodedQuestion:
         return len(self.prefix) + max(map(len, self.branches))
 
 
+def check_lists_options(prompt: Prompt) -> None:
+    """Raise `InputError` if the format shows no options, so that their order means nothing."""
+    if not prompt.is_letter:
+        raise InputError(
+            f"prompt format {prompt.format!r} lists no options, so their order changes nothing; "
+            "expected a format that does (letter, chat-letter) with permutations"
+        )
+
+
 def context(question: Question, prompt: PromptLike, tokenizer: Any = None) -> str:
     r"""Text the model reads before the answer.
 

@@ -88,6 +88,24 @@ def test_the_gradient_of_merged_letters_is_that_of_their_summed_probability(toke
     assert not found[1:].any()
 
 
+def test_permuted_options_are_scored_as_shown_and_kept_in_their_own_order(tokenizer, model):
+    from calibrant.questions import Question
+
+    questions = make_questions(4, k_min=3, k_max=5)
+    table = score(model, tokenizer, questions, permutations="cyclic", show_progress=False)
+    assert table.questions == tuple(q.id for q in questions for _ in q.choices)
+    for i, name in enumerate(table.questions):
+        q = next(q for q in questions if q.id == name)
+        order = [k for k in table.orders[i] if k >= 0]
+        shown = Question("x", q.question, tuple(q.choices[k] for k in order), 0)
+        by_letter = plain_scores(model, tokenizer, shown, "letter")
+        np.testing.assert_allclose(table.logprobs[i, order], by_letter, atol=1e-5)
+        assert table.labels[i] == q.answer
+    assert table.provenance["data_fingerprint"] == questions.fingerprint
+    with pytest.raises(InputError, match="'cloze' lists no options"):
+        score(model, tokenizer, questions, prompt="cloze", permutations=2, show_progress=False)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("prompt", ["letter", "cloze"])
 def test_batching_order_and_padding_side_change_nothing(tokenizer, prompt, attention):

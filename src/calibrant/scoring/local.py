@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from calibrant.answers import AnswerTable
+from calibrant.permutations import in_own_order, permuted
 from calibrant.progress import progress
-from calibrant.prompts import EncodedQuestion, Prompt, PromptLike, encode
+from calibrant.prompts import EncodedQuestion, Prompt, PromptLike, check_lists_options, encode
 from calibrant.questions import Question, question_key
 from calibrant.scoring.batch import can_pack, check_lengths, collate, option_scores, unwrapped
 from calibrant.version import __version__
@@ -28,6 +29,8 @@ def score(
     questions: Sequence[Question],
     *,
     prompt: PromptLike = "letter",
+    permutations: str | int | None = None,
+    seed: int = 0,
     batch_tokens: int | None = None,
     show_progress: bool = True,
 ) -> AnswerTable:
@@ -46,20 +49,38 @@ def score(
     tokenizer : its tokenizer; ``tokenizer.padding_side`` is honoured.
     questions : N questions, 2 to 26 options each.
     prompt : a `calibrant.prompts.Prompt`, or a format's name for one with default settings.
+    permutations : ask every question with its options in several orders, "cyclic", "all" or a
+        number of random ones drawn with ``seed`` (`calibrant.permutations.permuted`); aggregate the
+        rows with `calibrant.permutations.average` before anything else.
     batch_tokens : tokens per forward pass, padding included (1024 on a CPU, else 16384).
     show_progress : draw a progress bar on standard error.
 
     Returns
     -------
     AnswerTable
-        With ``option_mass[i] = Σ_k P(letter_k)`` for letters, NaN for cloze.
+        With ``option_mass[i] = Σ_k P(letter_k)`` for letters, NaN for cloze. With permutations one
+        row per question and order, and ``orders``.
 
     Raises
     ------
     InputError
-        If the tokenizer cannot form the prompt, or a question is longer than the model's context.
+        If the tokenizer cannot form the prompt, a question is longer than the model's context, or
+        options are to be permuted that the prompt does not list.
     """
     prompt = Prompt.of(prompt)
+    if permutations is not None:
+        check_lists_options(prompt)
+        rows, orders = permuted(questions, permutations, seed)
+        answers = score(
+            model,
+            tokenizer,
+            rows,
+            prompt=prompt,
+            batch_tokens=batch_tokens,
+            show_progress=show_progress,
+        )
+        notes = _data(questions) | {"permutations": {"orders": permutations, "seed": seed}}
+        return in_own_order(answers.with_logprobs(answers.logprobs, **notes), orders)
     encoded = encode(list(questions), tokenizer, prompt)
     scores = score_encoded(
         model, tokenizer, encoded, batch_tokens=batch_tokens, show_progress=show_progress
@@ -165,11 +186,16 @@ def _provenance(model: Any, questions: Sequence[Question], prompt: Prompt) -> di
         "dtype": str(inner.dtype).removeprefix("torch."),
         "prompt": prompt.format,
         "prompt_settings": asdict(prompt),
-        "data": getattr(questions, "name", None),
-        "data_fingerprint": getattr(questions, "fingerprint", None),
         "versions": {
             "calibrant": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
+    } | _data(questions)
+
+
+def _data(questions: Sequence[Question]) -> dict[str, Any]:
+    return {
+        "data": getattr(questions, "name", None),
+        "data_fingerprint": getattr(questions, "fingerprint", None),
     }
