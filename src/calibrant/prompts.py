@@ -173,22 +173,44 @@ def context(question: Question, prompt: PromptLike, tokenizer: Any = None) -> st
     prompt = Prompt.of(prompt)
     if not prompt.is_letter:
         return f"Question: {question.question}\nAnswer:"
-    options = "\n".join(
-        f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=False)
-    )
-    body = f"Question: {question.question}\nOptions:\n{options}\n"
     if prompt.format == "letter":
-        return body + "Answer:"
+        return _listed(question) + "Answer:"
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             "prompt format 'chat-letter': this tokenizer has no chat template; use --prompt letter "
             "or cloze"
         )
-    message = {"role": "user", "content": body + "Answer with only a single letter."}
     text: str = tokenizer.apply_chat_template(
-        [message], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        messages(question, prompt),
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
     )
     return text
+
+
+def messages(question: Question, prompt: PromptLike) -> list[dict[str, str]]:
+    """Conversation of a ``chat-letter`` prompt, before any chat template: roles and contents."""
+    Prompt.of(prompt)
+    return [
+        {"role": "user", "content": _listed(question) + "Answer with only a single letter."},
+    ]
+
+
+def _listed(question: Question) -> str:
+    options = "\n".join(
+        f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=False)
+    )
+    return f"Question: {question.question}\nOptions:\n{options}\n"
+
+
+def reads_as(token: str) -> str:
+    """Text of a token without the blanks and word-boundary markers around it.
+
+    >>> [reads_as(token) for token in (" A", "▁A", "A", "\\n")]
+    ['A', 'A', 'A', '']
+    """
+    return token.strip("▁" + string.whitespace)
 
 
 def encode(questions: list[Question], tokenizer: Any, prompt: PromptLike) -> list[EncodedQuestion]:
@@ -277,7 +299,7 @@ def _spellings(tokenizer: Any, letters: str) -> list[list[int]]:
     found: dict[str, list[int]] = {letter: [] for letter in letters}
     for token, index in tokenizer.get_vocab().items():
         if token.startswith("<0x") or (len(token) <= 6 and any(c in found for c in token)):
-            text = tokenizer.decode([index]).strip("▁" + string.whitespace)
+            text = reads_as(tokenizer.decode([index]))
             if text in found:
                 found[text].append(index)
     return [sorted(found[letter]) for letter in letters]
