@@ -283,7 +283,7 @@ def test_same_seed_same_weights(make_trainer):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "sgd"}, "method 'sgd', expected one of cft, rcft"),
+        ({"method": "sgd"}, "method 'sgd', expected one of sft, cft, rcft, rcft-released"),
         ({"target": "linear"}, "expected one of tempered, tanh"),
         ({"ece_weight": -1}, "ece_weight -1, expected 0 to inf"),
         ({"calibration_fraction": 1.0}, "calibration_fraction 1.0"),

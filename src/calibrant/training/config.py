@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from calibrant.errors import InputError
 from calibrant.prompts import Prompt
 
-METHODS = ("cft", "rcft")
+METHODS = ("sft", "cft", "rcft", "rcft-released")
 
 
 @dataclass
@@ -20,22 +20,28 @@ class CalibrationConfig(TrainingArguments):
     The loss, per question i and averaged over the global batch:
 
     * ``cft``: ``L_SFT1``, the answer's loss;
-    * ``rcft``: ``L_SFT2 + ece_weight · ‖p̂_i − q_i‖²``, where L_SFT2 adds the mean negative
-      log-likelihood of the question's own tokens, weighted by ``question_weight``, and q_i is the
-      E-step's target.
+    * ``sft``: ``L_SFT2``, the answer's full-vocabulary loss plus ``question_weight`` times the mean
+      negative log-likelihood of the question's own tokens;
+    * ``rcft``: ``L_SFT2 + ece_weight · ‖p̂_i − q_i‖²``, q_i the E-step's target;
+    * ``rcft-released``: L_SFT2 with the regulariser of the published code, defects included
+      (`CalibrationTrainer._released_loss`), for comparison.
 
     Parameters
     ----------
-    method : "cft" or "rcft".
+    method : "sft", "cft", "rcft" or "rcft-released".
     prompt : a prompt format, a `calibrant.prompts.Prompt` or its JSON form, which is what is kept.
     answer_loss : "options", cross-entropy over the question's options; "vocabulary", the answer's
-        full-vocabulary negative log-likelihood; "auto", vocabulary for letters, options for cloze.
-    question_weight : weight of the question tokens' loss (rcft). 0 turns L_SFT2 into L_SFT1.
+        full-vocabulary negative log-likelihood; "auto", vocabulary for letters and for sft, options
+        for cloze.
+    question_weight : weight of the question tokens' loss (all but cft). 0 turns L_SFT2 into L_SFT1.
     ece_weight : λ of the regulariser (rcft).
     target : "tempered" (corrected, keeps the order for any K) or "tanh" (as published).
     calibration_fraction : share of the training questions set aside for the E-step when the
         trainer gets no ``calibration_dataset`` (rcft).
-    e_steps_per_epoch : refreshes of the E-step in each epoch (rcft).
+    e_step_data : "held-out" questions, or "training" questions, as published: their accuracies are
+        those of memorised questions (rcft).
+    e_steps_per_epoch : refreshes of the E-step in each epoch (rcft); 0 makes one before training
+        and freezes it, as published.
     e_step_bins, e_step_shrinkage, e_step_decay : see `ConfidenceMap`.
 
     Raises
@@ -56,6 +62,7 @@ class CalibrationConfig(TrainingArguments):
     ece_weight: float = 1.0
     target: str = "tempered"
     calibration_fraction: float = 0.2
+    e_step_data: str = "held-out"
     e_steps_per_epoch: int = 4
     e_step_bins: int = 10
     e_step_shrinkage: float = 10.0
@@ -78,10 +85,13 @@ class CalibrationConfig(TrainingArguments):
     def __post_init__(self) -> None:
         """Check what is ours, then let `TrainingArguments` check its own."""
         self.prompt = Prompt.of(self.prompt).to_json()
+        if self.method == "rcft-released":
+            self.e_step_data, self.e_steps_per_epoch, self.target = "training", 0, "tanh"
         for name, allowed in (
             ("method", METHODS),
             ("answer_loss", ("auto", "options", "vocabulary")),
             ("target", ("tempered", "tanh")),
+            ("e_step_data", ("held-out", "training")),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(
@@ -90,7 +100,7 @@ class CalibrationConfig(TrainingArguments):
         for name, low, high in (
             ("question_weight", 0, float("inf")),
             ("ece_weight", 0, float("inf")),
-            ("e_steps_per_epoch", 1, float("inf")),
+            ("e_steps_per_epoch", 0, float("inf")),
             ("e_step_bins", 1, float("inf")),
             ("e_step_shrinkage", 0, float("inf")),
             ("e_step_decay", 0, 1 - 1e-9),
@@ -100,9 +110,14 @@ class CalibrationConfig(TrainingArguments):
                 raise InputError(f"{name} {getattr(self, name)!r}, expected {low:g} to {high:g}")
         if self.label_smoothing_factor:
             raise InputError(
-                f"label_smoothing_factor {self.label_smoothing_factor}: not a part of cft or rcft, "
-                "expected 0"
+                f"label_smoothing_factor {self.label_smoothing_factor}: not a part of these "
+                "methods, expected 0"
             )
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model, self.greater_is_better = "nll", False
         super().__post_init__()
+
+    @property
+    def regularised(self) -> bool:
+        """Whether the method has an E-step."""
+        return self.method in ("rcft", "rcft-released")

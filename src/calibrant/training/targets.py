@@ -64,6 +64,13 @@ class ConfidenceMap:
             (self.sum_correct + self.shrinkage * accuracy) / np.where(weight > 0, weight, 1.0),
             accuracy,
         )
+        return self._at(value, confidence)
+
+    def counts(self, confidence: torch.Tensor) -> torch.Tensor:
+        """Questions seen in the bin of each confidence, same shape and device, float32."""
+        return self._at(self.count, confidence)
+
+    def _at(self, value: np.ndarray, confidence: torch.Tensor) -> torch.Tensor:
         edges = torch.arange(1, self.n_bins, dtype=torch.float64) / self.n_bins
         where = torch.bucketize(confidence.detach().cpu().double(), edges, right=True)
         return torch.tensor(value, dtype=torch.float32)[where].to(confidence.device)
@@ -130,7 +137,11 @@ def tempered_target(
 
 
 def tanh_target(
-    probs: torch.Tensor, top: torch.Tensor, option: torch.Tensor | None = None
+    probs: torch.Tensor,
+    top: torch.Tensor,
+    option: torch.Tensor | None = None,
+    *,
+    differentiable: bool = False,
 ) -> torch.Tensor:
     r"""Build the target of the released code: top entry ``top``, the rest rank-preserving.
 
@@ -143,6 +154,7 @@ def tanh_target(
     probs : (Q, K) float32.
     top : (Q,) float32, τ in (0, 1).
     option : (Q, K) bool, real options; all by default.
+    differentiable : let the gradient flow through the target, as the released code does.
 
     Returns
     -------
@@ -154,8 +166,8 @@ def tanh_target(
     >>> [round(v, 4) for v in t[0].tolist()]
     [0.6, 0.2058, 0.1942]
     """
-    with torch.no_grad():
-        p = probs.detach().cpu().double()
+    with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+        p = probs.cpu().double()
         tau = top.cpu().double().clamp(1e-3, 1 - 1e-3)[:, None]
         first = p.argmax(dim=1, keepdim=True)
         real = torch.ones_like(p, dtype=torch.bool) if option is None else option.cpu()

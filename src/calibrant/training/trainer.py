@@ -1,30 +1,25 @@
-"""CFT and RCFT as a `transformers.Trainer`."""
+"""SFT, CFT and RCFT as a `transformers.Trainer`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from calibrant import metrics
 from calibrant.answers import AnswerTable
-from calibrant.errors import InputError, NonFiniteLossError
+from calibrant.errors import InputError
 from calibrant.prompts import EncodedQuestion, Prompt, encode
 from calibrant.questions import Question, Questions, split_questions
-from calibrant.scoring.batch import can_pack, check_lengths, collate, option_scores
-from calibrant.scoring.local import pad_token, score, score_encoded
+from calibrant.scoring.local import score, score_encoded
+from calibrant.training.base import OptionTrainer
 from calibrant.training.config import CalibrationConfig
 from calibrant.training.losses import answer_nll, option_cross_entropy, squared_distance
 from calibrant.training.targets import ConfidenceMap, tanh_target, tempered_target
-
-# Questions of a training batch, which are of all lengths, share rows of about this many tokens:
-# no padding, and attention over so short a row costs little.
-ROW_TOKENS = 512
 
 
 class EStepState(TrainerCallback, ExportableState):
@@ -44,27 +39,7 @@ class EStepState(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"step": self.step, "statistics": self.statistics}}
 
 
-@dataclass(frozen=True)
-class QuestionCollator:
-    """Encoded questions to a batch, with the questions' ids."""
-
-    pad_token: int
-    packed: bool
-    question_loss: bool
-
-    def __call__(self, questions: list[EncodedQuestion]) -> dict[str, Any]:
-        """Lay the questions out as `calibrant.scoring.batch.collate` does."""
-        batch: dict[str, Any] = collate(
-            questions,
-            pad_token=self.pad_token,
-            packed=self.packed,
-            row_tokens=ROW_TOKENS,
-            question_loss=self.question_loss,
-        )
-        return batch | {"ids": [q.id for q in questions]}
-
-
-class CalibrationTrainer(Trainer):
+class CalibrationTrainer(OptionTrainer):
     """Fine-tune a language model so that its option probabilities mean what they say.
 
     A `transformers.Trainer` whose data are questions: accelerate, callbacks, checkpoints and the
@@ -92,9 +67,6 @@ class CalibrationTrainer(Trainer):
         From `train`, when the loss is NaN or infinite.
     """
 
-    # `compute_loss` divides by the global batch's counts itself.
-    loss_is_scaled_for_ga = True
-
     args: CalibrationConfig
 
     def __init__(
@@ -108,105 +80,66 @@ class CalibrationTrainer(Trainer):
         peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
-        if processing_class is None:
-            raise InputError(
-                "CalibrationTrainer: processing_class is missing, expected a tokenizer"
-            )
-        if peft_config is not None:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, peft_config)
-        self.tokenizer = processing_class
         encoded: list[EncodedQuestion] | None = None
         self._calibration: list[EncodedQuestion] = []
-        if train_dataset is not None:
+        if train_dataset is not None and processing_class is not None:
             train_dataset = Questions(train_dataset)
-            if args.method == "rcft" and calibration_dataset is None:
+            if args.regularised and args.e_step_data == "held-out" and calibration_dataset is None:
                 train_dataset, calibration_dataset = split_questions(
                     train_dataset, args.calibration_fraction, args.seed
                 )
             encoded = encode(list(train_dataset), processing_class, args.prompt)
-            check_lengths(model, encoded)
-            if args.method == "rcft":
-                self._calibration = encode(list(calibration_dataset), processing_class, args.prompt)
+            if args.regularised:
+                self._calibration = (
+                    encoded
+                    if args.e_step_data == "training"
+                    else encode(list(calibration_dataset), processing_class, args.prompt)
+                )
         super().__init__(
             model=model,
             args=args,
-            data_collator=QuestionCollator(
-                pad_token=pad_token(processing_class),
-                packed=encoded is not None and can_pack(model, encoded),
-                question_loss=args.method == "rcft" and args.question_weight > 0,
-            ),
-            train_dataset=encoded,
+            encoded=encoded,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
+            question_weight=args.question_weight if args.method != "cft" else 0.0,
+            peft_config=peft_config,
             **kwargs,
         )
-        if args.method == "rcft":
+        if args.regularised:
             self.add_callback(EStepState())
 
     # -- the loss -----------------------------------------------------------------------------
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], torch.Tensor]:
-        """Draw the micro-batches of one optimiser step; count what the global batch holds."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.tensor(
-            [
-                sum(len(batch["answer"]) for batch in batches),
-                sum(len(batch.get("question_at", ())) for batch in batches),
-            ],
-            device=device,
-        )
-        return batches, self.accelerator.reduce(counts, "sum")
-
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """Refresh the E-step when it is due, then train on a micro-batch."""
-        if self.args.method == "rcft":
-            every = math.ceil(self._steps_per_epoch() / self.args.e_steps_per_epoch)
-            if (
-                self.state.global_step % every == 0
-                and self._e_state().step != self.state.global_step
-            ):
-                self.e_step()
+        if self.args.regularised and self._e_step_is_due():
+            self.e_step()
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> Any:
-        """Loss of a micro-batch, normalised by the global batch's questions and tokens."""
+    def _e_step_is_due(self) -> bool:
+        last, now = self._e_state().step, self.state.global_step
+        if self.args.e_steps_per_epoch == 0:  # once, before training, as published
+            return last < 0
+        every = math.ceil(self._steps_per_epoch() / self.args.e_steps_per_epoch)
+        return now % every == 0 and last != now
+
+    def question_losses(self, scores: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        """Loss of each question but for its own tokens, (Q,) float32."""
         args = self.args
-        scores, question_logprobs = option_scores(model, inputs)
         options_loss = args.answer_loss == "options" or (
-            args.answer_loss == "auto" and not Prompt.of(args.prompt).is_letter
+            args.answer_loss == "auto"
+            and args.method != "sft"
+            and not Prompt.of(args.prompt).is_letter
         )
         if options_loss:
-            per_question = option_cross_entropy(scores, inputs["answer"])
+            loss = option_cross_entropy(scores, inputs["answer"])
         else:
-            per_question = answer_nll(scores, inputs["answer"], inputs["divisor"])
+            loss = answer_nll(scores, inputs["answer"], inputs["divisor"])
         if args.method == "rcft":
-            per_question = per_question + args.ece_weight * self._ece_loss(scores, inputs["option"])
-        world = 1 if num_items_in_batch is None else self.args.world_size  # DDP averages gradients
-        if num_items_in_batch is None:
-            n_questions = per_question.numel()
-            n_tokens = 0 if question_logprobs is None else question_logprobs.numel()
-        else:
-            n_questions, n_tokens = num_items_in_batch.tolist()
-        loss = world * per_question.sum() / n_questions
-        if question_logprobs is not None:
-            loss = loss - world * args.question_weight * question_logprobs.sum() / n_tokens
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"step {self.state.global_step}: the loss is {loss.item()} on questions "
-                f"{', '.join(map(repr, inputs['ids']))}; expected a finite number. Try a lower "
-                "learning rate, or float32 instead of float16."
-            )
-        return (loss, scores) if return_outputs else loss
+            loss = loss + args.ece_weight * self._ece_loss(scores, inputs["option"])
+        elif args.method == "rcft-released":
+            loss = loss + self._released_loss(scores, inputs["option"])
+        return loss
 
     def _ece_loss(self, scores: torch.Tensor, option: torch.Tensor) -> torch.Tensor:
         """Squared distance to the E-step's target, (Q,) float32."""
@@ -218,10 +151,27 @@ class CalibrationTrainer(Trainer):
             target = tempered_target(scores, top)
         return squared_distance(probs, target, option)
 
+    def _released_loss(self, scores: torch.Tensor, option: torch.Tensor) -> torch.Tensor:
+        """Regulariser of the released code, defects included, (Q,) float32.
+
+        ``1e-3 · Σ_{b < B} (1/N_b) Σ_{i in b} ‖p̂_i − t_i‖²`` with the data set's bin counts N_b and
+        accuracies as they were before training; the last bin is skipped, and the gradient also
+        flows through the target.
+        """
+        probs = scores.softmax(dim=1)
+        g = self._confidence_map()
+        confidence = probs.max(dim=1).values
+        target = tanh_target(probs, g(confidence), option, differentiable=True)
+        distance = squared_distance(probs, target, option, fixed_target=False)
+        count = g.counts(confidence)
+        weight = torch.where((confidence < 1 - 1 / g.n_bins) & (count > 0), 1e-3 / count, 0.0)
+        # A sum over the batch: what follows divides by its size.
+        return weight * distance * self.args.train_batch_size
+
     # -- the E-step ---------------------------------------------------------------------------
 
     def e_step(self) -> None:
-        """Score the held-out calibration questions and refresh P(correct | confidence)."""
+        """Score the calibration questions and refresh P(correct | confidence)."""
         logprobs = score_encoded(self.model, self.tokenizer, self._calibration, show_progress=False)
         answers = AnswerTable(
             ids=tuple(str(i) for i in range(len(logprobs))),
@@ -243,7 +193,11 @@ class CalibrationTrainer(Trainer):
         return next(c for c in callbacks if isinstance(c, EStepState))
 
     def _confidence_map(self) -> ConfidenceMap:
-        g = ConfidenceMap(self.args.e_step_bins, self.args.e_step_shrinkage, self.args.e_step_decay)
+        args = self.args
+        if args.method == "rcft-released":
+            g = ConfidenceMap(args.e_step_bins, shrinkage=0.0, decay=0.0)
+        else:
+            g = ConfidenceMap(args.e_step_bins, args.e_step_shrinkage, args.e_step_decay)
         if (statistics := self._e_state().statistics) is not None:
             g.restore(statistics)
         return g
