@@ -22,11 +22,11 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from calibrant import posthoc
 from calibrant.answers import AnswerTable, is_answer_table
 from calibrant.errors import InputError
 from calibrant.files import write_text
 from calibrant.foreign import FILE_TYPES, read_table
-from calibrant.posthoc import TemperatureScaling
 from calibrant.scoring.harness import Metric as HarnessMetric
 from calibrant.scoring.harness import harness_logs, read_harness_log
 from calibrant.version import __version__
@@ -205,7 +205,7 @@ class Restored:
         answers = score(*self._network, questions, prompt=self.settings["prompt"])
         calibrator = self.folder / "calibrator.json"
         if calibrator.is_file():
-            answers = TemperatureScaling.load(calibrator).transform(answers)
+            answers = posthoc.load(calibrator).transform(answers)
         return answers
 
     def predict_proba(self, questions: Sequence[Question]) -> NDArray[np.float64]:

@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrant.answers import AnswerTable
 from calibrant.errors import InputError
-from calibrant.files import write_text
+from calibrant.posthoc.calibrator import Calibrator, Fields, Floats, NoOptimumError
+
+_FAR = 340.0  # |log β| beyond which nothing but rounding is left
+_MISSING = -1e155  # score of an option that cannot be chosen: finite, but weight 0 at every β
 
 
-class NoOptimumError(InputError):
-    """The likelihood has no maximum at a finite positive temperature."""
+class Temperature(Calibrator):
+    """A calibrator that divides every option score by one temperature T > 0.
+
+    Accuracy and the order of options never change.
+
+    Attributes
+    ----------
+    temperature : float, T; > 1 softens.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = math.nan
+
+    def _scores(self, answers: AnswerTable) -> Floats:
+        return answers.logprobs / self.temperature
+
+    def _parameters(self) -> dict[str, Any]:
+        return {"temperature": self.temperature}
+
+    def _read(self, fields: Fields) -> None:
+        self.temperature = fields.number("temperature", low=0)
+
+    def _provenance(self) -> dict[str, Any]:
+        return {**super()._provenance(), "temperature": self.temperature}
 
 
-class TemperatureScaling:
-    r"""Divide every option score by one temperature T > 0, fitted by maximum likelihood.
+class TemperatureScaling(Temperature):
+    r"""Divide every option score by the temperature T > 0 of maximum likelihood.
 
     ``T = argmin_T mean_i −log softmax(z_i / T)[y_i]``. In β = 1/T this is convex, so the optimum
-    is the root of ``mean_i (E_p[z_i] − z_i[y_i])``, found by Brent's method in log β, float64.
+    is the root of ``mean_i (E_p[z_i] − z_i[y_i])``, found by bracketed Newton steps, float64.
     Accuracy and the order of options never change.
 
     Attributes
@@ -46,12 +69,14 @@ class TemperatureScaling:
     [0.75, 0.75, 0.75, 0.75]
     """
 
-    def __init__(self) -> None:
-        self.temperature = math.nan
-        self.n_questions = 0
+    kind = "temperature"
 
-    def fit(self, answers: AnswerTable) -> TemperatureScaling:
+    def fit(self, answers: AnswerTable, reference: AnswerTable | None = None) -> Self:
         """Fit T on labelled answers.
+
+        Parameters
+        ----------
+        reference : ignored; here so that every calibrator is called alike.
 
         Raises
         ------
@@ -63,101 +88,102 @@ class TemperatureScaling:
             question.
         """
         answers.refuse_permutations()
-        z = answers.logprobs - answers.logprobs.max(axis=1, keepdims=True)  # (N, K) ≤ 0
-        at_label = z[np.arange(len(z)), answers.labels]
-        if np.isneginf(at_label).any():
-            row = int(np.flatnonzero(np.isneginf(at_label))[0])
+        z = scores_below_top(answers)  # (K, N) ≤ 0
+        n = len(answers)
+        at_label = z[answers.labels, np.arange(n)]
+        if (at_label == _MISSING).any():
+            row = int(np.flatnonzero(at_label == _MISSING)[0])
             raise InputError(
-                f"temperature scaling: question {answers.ids[row]!r}: the right answer has "
-                "probability 0, expected a positive one"
+                f"{self.kind}: question {answers.ids[row]!r}: the right answer has probability 0, "
+                "expected a positive one"
             )
-        option = np.isfinite(z)
-        z = np.where(option, z, 0.0)
-
-        def slope(log_beta: float) -> float:
-            """Derivative of the mean NLL with respect to β."""
-            weight: NDArray[np.float64] = np.where(option, np.exp(math.exp(log_beta) * z), 0.0)
-            expected = (weight * z).sum(axis=1) / weight.sum(axis=1)
-            return float((expected - at_label).mean())
-
-        if not (at_label < 0).any():
-            raise NoOptimumError(
-                f"temperature scaling: all {len(z)} questions are answered right, so the "
-                "likelihood grows without end as T falls to 0; expected at least one wrong answer"
-            )
-        flat = float((z.sum(axis=1) / option.sum(axis=1) - at_label).mean())
-        if flat >= 0:
-            raise NoOptimumError(
-                f"temperature scaling: on these {len(z)} questions right answers score no higher "
-                "than wrong ones, so the likelihood grows without end as T rises (uniform "
-                "probabilities fit best); expected scores that carry some information"
-            )
-        self.temperature = math.exp(-_root(slope))
-        self.n_questions = len(z)
+        self.temperature = least_cross_entropy(
+            z,
+            at_label,
+            sharp=f"{self.kind}: all {n} questions are answered right, so the likelihood grows "
+            "without end as T falls to 0; expected at least one wrong answer",
+            flat=f"{self.kind}: on these {n} questions right answers score no higher than wrong "
+            "ones, so the likelihood grows without end as T rises (uniform probabilities fit "
+            "best); expected scores that carry some information",
+        )
+        self.n_questions = n
         return self
 
-    def transform(self, answers: AnswerTable) -> AnswerTable:
-        """Return the table with scores divided by T.
 
-        Raises
-        ------
-        InputError
-            If `fit` has not been called.
-        """
-        if not self.n_questions:
-            raise InputError("temperature scaling: transform before fit; call fit(answers) first")
-        return answers.with_logprobs(
-            answers.logprobs / self.temperature, temperature=self.temperature
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able content of the calibrator."""
-        return {
-            "kind": "temperature",
-            "temperature": self.temperature,
-            "n_questions": self.n_questions,
-        }
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write ``calibrator.json``, complete or not at all."""
-        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> TemperatureScaling:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        InputError
-            If the file is not a temperature calibrator, or T is not a positive number.
-        """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read as JSON: {error}") from error
-        kind = content.get("kind") if isinstance(content, dict) else None
-        if kind != "temperature":
-            raise InputError(f"{path}: kind {kind!r}, expected 'temperature'")
-        temperature, n = content.get("temperature"), content.get("n_questions")
-        if not isinstance(temperature, float | int) or not 0 < temperature < math.inf:
-            raise InputError(f"{path}: temperature {temperature!r}, expected a positive number")
-        if not isinstance(n, int) or n < 1:
-            raise InputError(f"{path}: n_questions {n!r}, expected a positive whole number")
-        scaling = cls()
-        scaling.temperature, scaling.n_questions = float(temperature), n
-        return scaling
+def scores_below_top(answers: AnswerTable) -> Floats:
+    """Option scores less the best one's, (K, N) ≤ 0: sums over options then run over whole rows."""
+    z = np.array(answers.logprobs.T, order="C")  # a copy: tables are read-only
+    z -= z.max(axis=0)
+    z[np.isneginf(z)] = _MISSING
+    return z
 
 
-def _root(slope: Any) -> float:
-    """Log β at which the slope, which rises from < 0 to > 0, is zero."""
-    from scipy.optimize import brentq
+def least_cross_entropy(z: Floats, expected: Floats, *, sharp: str, flat: str) -> float:
+    """T that minimises the mean of ``−Σ_k q_k log softmax(z / T)_k`` for some target q.
 
-    low, high = -1.0, 1.0
-    while slope(low) > 0:
-        low *= 2
-    while slope(high) < 0:
-        high *= 2
-        if high > 512:  # β beyond e^512: nothing left but the wrong answers' rounding
-            raise NoOptimumError("temperature scaling: no optimum at any T > 0")
-    root: float = brentq(slope, low, high, xtol=1e-13, rtol=1e-14)
-    return root
+    Parameters
+    ----------
+    z : (K, N), of `scores_below_top`.
+    expected : (N,) float64, ``Σ_k q_k z_k``.
+    sharp, flat : what to say when the minimum is at T = 0 or at T = ∞.
+
+    Raises
+    ------
+    NoOptimumError
+        If it is.
+    """
+    total = float(expected.mean())
+    if not total < 0:
+        raise NoOptimumError(sharp)
+
+    def excess(beta: float) -> tuple[float, float]:
+        """Log of the target's mean score over the model's, which is nearly linear in β = 1/T."""
+        weight = np.exp(beta * z)  # (K, N)
+        weight /= weight.sum(axis=0)
+        first = weight * z
+        mean = first.sum(axis=0)
+        variance = float((np.einsum("kn,kn->n", first, z) - mean**2).mean())
+        model = float(mean.mean())
+        return log_ratio(total, model), -variance / model if model else math.inf
+
+    return 1 / root(excess, flat=flat, sharp=sharp)
+
+
+def root(rising: Callable[[float], tuple[float, float]], *, flat: str, sharp: str) -> float:
+    """β > 0 at which a rising function is zero, to about 1e-13 of β.
+
+    Newton's method from β ≈ 0; a step that leaves the bracket or does not halve the function is
+    replaced by a bisection.
+
+    Parameters
+    ----------
+    rising : β -> the function and its derivative.
+    flat, sharp : what to say when the zero is at β = 0 or at β = ∞.
+
+    Raises
+    ------
+    NoOptimumError
+        If it is.
+    """
+    low, high = -_FAR, _FAR  # log β
+    beta, last = math.exp(low), math.inf
+    value, derivative = rising(beta)
+    if value >= -1e-13:  # no gain that is more than rounding
+        raise NoOptimumError(flat)
+    while high - low > 1e-14:
+        step = -value / derivative if derivative > 0 else math.inf
+        if abs(step) <= 1e-13 * beta:
+            return beta + step
+        low, high = (math.log(beta), high) if value < 0 else (low, math.log(beta))
+        inside = math.exp(low) < beta + step < math.exp(high)
+        beta = beta + step if inside and abs(value) <= last / 2 else math.exp((low + high) / 2)
+        last = abs(value)
+        value, derivative = rising(beta)
+    if high >= _FAR - 1:
+        raise NoOptimumError(sharp)
+    return beta
+
+
+def log_ratio(a: float, b: float) -> float:
+    """``log(a / b)`` of two numbers of one sign; ∞ if b is 0."""
+    return math.log(a / b) if b else math.inf
