@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import sharpened
+from worlds import sharpened, table_of
 
 from calibrant import posthoc
 from calibrant.answers import AnswerTable
@@ -48,7 +48,7 @@ def tables_and_orders(draw):
     return table, keys.argsort(axis=1)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(tables_and_orders())
 @pytest.mark.parametrize("calibrator", BLIND)
 def test_permuting_options_permutes_the_answer(calibrator, world):
@@ -68,7 +68,7 @@ def test_permuting_options_permutes_the_answer(calibrator, world):
     assert (ours.probs() > 0).sum(axis=1).tolist() == table.n_options.tolist()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.permutations(range(4)), st.integers(0, 100))
 @pytest.mark.parametrize("calibrator", [VectorScaling, DirichletScaling])
 def test_permuting_the_letters_permutes_what_knows_letters(calibrator, order, seed):
@@ -113,6 +113,16 @@ def test_nothing_works_before_fit(calibrator, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("calibrator", EVERY)
+def test_several_rows_of_one_question_are_refused(calibrator):
+    table = replace(
+        table_of(np.array([[0.2, 0.0], [0.4, 0.0]]), [0, 1], ids=("q#0", "q#1")),
+        orders=np.array([[0, 1], [1, 0]]),
+    )
+    with pytest.raises(InputError, match=r"(several|different) orders"):
+        fitted(calibrator, table)
+
+
 def test_names_are_the_kinds():
     assert {name: c.kind for name, c in {**LABELLED, **REFERENCED}.items()} == {
         name: name for name in {**LABELLED, **REFERENCED}
@@ -124,6 +134,9 @@ ISOTONIC = {"kind": "isotonic", "thresholds": [0.3, 0.6], "values": [0.2, 0.7], 
 BINNING = {"kind": "scaling-binning", "n_bins": 2, "slope": 1.0, "intercept": 0.0, "edges": [0.5],
            "values": [0.3, 0.7], "n_questions": 3}  # fmt: skip
 VECTOR = {"kind": "vector", "l2": 1.0, "weight": [1.0, 1.0], "bias": [0.0, 0.0], "n_questions": 3}
+
+
+PRIDE = {"kind": "pride", "prior": {"2": [0.25, 0.75]}, "n_questions": 3}
 
 
 def test_a_file_without_a_version_is_the_first_version(tmp_path):
@@ -159,6 +172,10 @@ def test_a_file_without_a_version_is_the_first_version(tmp_path):
         ({**VECTOR, "weight": [[1.0, 0], [0, 1.0]]}, r"weight .* of shape \(2,\)"),
         ({**VECTOR, "bias": [0.0]}, "bias of 1 options, expected at least 2"),
         ({**VECTOR, "kind": "dirichlet"}, r"weight .* of shape \(2, 2\)"),
+        ({**PRIDE, "prior": {}}, "prior {}, expected named numbers"),
+        ({**PRIDE, "prior": {"3": [0.5, 0.5]}}, r"3 \[0.5, 0.5\], expected finite .* \(3,\)"),
+        ({**PRIDE, "prior": {"2": [0.5, 0.6]}}, "prior of 2 options, expected as many positive"),
+        ({**PRIDE, "prior": {"two": [0.5, 0.6]}}, r"two \[0.5, 0.6\], expected finite"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path, content, message):

@@ -15,8 +15,8 @@ from calibrant.posthoc.calibrator import Calibrator, Fields, Floats
 class PriDe(Calibrator):
     r"""Divide every option's probability by the prior of the letter it stood at.
 
-    ``p̃_k ∝ p_k / P(letter of k)``, P estimated from permuted options (`letter_prior`), one prior for
-    each number of options; no labels are used. It takes back a preference for letters, not
+    ``p̃_k ∝ p_k / P(letter of k)``, P estimated from permuted options (`letter_prior`), one for each
+    number of options; no labels are used. It takes back a preference for letters, not
     over-confidence: fit a temperature to its result for that. Predictions may change.
 
     Attributes

@@ -51,13 +51,15 @@ class BaseKL(Temperature):
         NoOptimumError
             If the reference is surer than any T (T → 0), or on average opposes the scores (T → ∞).
         InputError
-            If there is no reference, the tables share no question, or an option has probability 0
-            here and not in the reference.
+            If there is no reference, the tables share no question or hold several permutations of
+            one, or an option has probability 0 here and not in the reference.
         """
         if reference is None:
             raise InputError(
                 f"{self.kind}: fit without a reference; expected the answers of the base model"
             )
+        answers.refuse_permutations()
+        reference.refuse_permutations()
         answers, reference = self._compared(*answers.align(reference))
         z, q = scores_below_top(answers), reference.probs().T  # (K, N)
         impossible = (np.isneginf(answers.logprobs.T) & (q > 0)).any(axis=0)
