@@ -2,6 +2,7 @@
 
     python benchmarks/simulations.py --write docs/statistics.md   # all: an hour or two, one core
     python benchmarks/simulations.py --section errors --replications 100
+    python benchmarks/simulations.py --section regime --write docs/diagnosis.md  # half an hour
 
 Questions come from a world in which the true probabilities q of the four options are known. The
 model reports p = q distorted, labels are drawn from q, and population values are computed from q on
@@ -20,6 +21,8 @@ from typing import NamedTuple
 import numpy as np
 
 import calibrant as cal
+from calibrant.diagnosis.regime import LABELS as REGIMES
+from calibrant.diagnosis.regime import regime as find_regime
 from calibrant.diagnosis.verdict import LABELS
 from calibrant.metrics import inference as inf
 from calibrant.metrics._intervals import MEANS, ORDERED, PARTS
@@ -363,7 +366,199 @@ def planning(replications, seed):
         print(f"planning: {name}", file=sys.stderr, flush=True)
 
 
-SECTIONS = {f.__name__: f for f in (planning, bias, floors, verdicts, errors, scores)}
+class Training(NamedTuple):
+    """A model made from the true logits z: softmax(slope (z + noise)), labels memorised on train.
+
+    excess: train accuracy minus critical accuracy to be reached by memorising (None: nothing is
+    memorised); how: "some" training answers wholly, or "all" a little.
+    """
+
+    name: str
+    slope: float = 1.0
+    noise: float = 0.0
+    excess: float | None = None
+    how: str = "some"
+
+    def answers(self, z, rng):
+        return self.slope * (z + self.noise * rng.normal(size=z.shape))
+
+
+TRAININGS = (
+    Training("calibrated"),
+    Training("sharpened", 2.5),
+    Training("flattened", 0.5),
+    Training("weak, over-confident", 2.5, 1.2),
+    Training("weak, under-confident", 0.3, 1.2),
+    Training("memorised, +.02", 1.5, 0.0, 0.02),
+    Training("memorised, +.06", 1.5, 0.0, 0.06),
+    Training("memorised, +.06, all a little", 1.5, 0.0, 0.06, "all"),
+    Training("memorised, +.10, weaker", 2.0, 0.8, 0.10),
+    Training("memorised, +.20, all a little", 1.0, 0.4, 0.20, "all"),
+    Training("memorised nearly all", 2.0, 0.8, 0.30),
+    Training("weak, half memorised, -.06", 2.0, 1.6, -0.06),
+)
+REFERENCES = (
+    Training("none"),
+    Training("perfect"),
+    Training("over-confident", 2.5, 0.2),
+    Training("weaker", 1.5, 1.0),
+)
+OPTIONS = {"2": (2,), "4": (4,), "5": (5,), "2 to 5": (2, 3, 4, 5)}
+MARGIN = 0.05
+
+
+def truths(options, n, rng):
+    """True logits of n questions, -inf beyond a question's options, (n, max K)."""
+    k = rng.choice(options, n)
+    z = 1.6 * rng.normal(size=(n, max(options))) * np.exp(0.5 * rng.normal(size=(n, 1)))
+    z[np.arange(max(options)) >= k[:, None]] = -np.inf
+    return z
+
+
+def memorise(scores, labels, strength, how, rng):
+    """Scores after training on for accuracy: a share of the answers, or every one somewhat."""
+    chosen = rng.random(len(labels)) < strength if how == "some" else np.full(len(labels), True)
+    add = 12.0 if how == "some" else strength
+    out = scores.copy()
+    out[chosen, labels[chosen]] += add
+    return out
+
+
+def strength_for(training, options):
+    """How much to memorise for the excess wanted, on 200,000 questions."""
+    rng = np.random.default_rng(7)
+    z = truths(options, 200_000, rng)
+    q, labels = softmax(z), draw_labels(softmax(z), rng)
+    scores = training.answers(z, rng)
+    wanted = q.max(axis=1).mean() + training.excess
+    low, high = 0.0, 1.0 if training.how == "some" else 12.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        learnt = memorise(scores, labels, middle, training.how, np.random.default_rng(8))
+        low, high = (
+            (middle, high) if (learnt.argmax(1) == labels).mean() < wanted else (low, middle)
+        )
+    return (low + high) / 2
+
+
+def regime_tables(training, strength, options, n, rng):
+    """Train and test tables of a model, and the true logits and labels of the test questions."""
+    tables = []
+    for part in ("train", "test"):
+        z = truths(options, n, rng)
+        labels = draw_labels(softmax(z), rng)
+        scores = training.answers(z, rng)
+        if part == "train" and training.excess is not None:
+            scores = memorise(scores, labels, strength, training.how, rng)
+        tables.append(_table(softmax(scores), labels, z, part))
+    return *tables, z, labels
+
+
+def _table(p, labels, z, name):
+    ids = [f"{name}{i}" for i in range(len(p))]
+    return cal.AnswerTable.from_probs(p, labels, ids=ids, n_options=np.isfinite(z).sum(axis=1))
+
+
+def regime(replications, seed):
+    """Tables of docs/diagnosis.md: what the worlds are, and how often the rule is right."""
+    trials = max(10, replications // 4)
+    worlds = {
+        (t, k): t.excess if t.excess is None else strength_for(t, OPTIONS[k])
+        for t in TRAININGS
+        for k in OPTIONS
+    }
+    yield from _regime_worlds(worlds)
+    yield ""
+    yield f"### Verdicts, K = 4, % of {trials}: calibratable / non-calibratable / cannot tell"
+    yield ""
+    yield "| model | truth | N | " + " | ".join(f"reference: {r.name}" for r in REFERENCES) + " |"
+    yield "|---" * (3 + len(REFERENCES)) + "|"
+    for t, training in enumerate(TRAININGS):
+        for n in (300, 1000, 3000):
+            rng = np.random.default_rng((seed, t, n, 5))
+            world = (training, worlds[training, "4"], OPTIONS["4"], n, rng)
+            found = _tell_regimes(world, REFERENCES, trials)
+            cells = " | ".join(_regime_cell(c, trials) for c in found)
+            yield f"| {training.name} | {_truth(training, '4')} | {n} | {cells} |"
+            print(f"regime: {training.name}, N = {n}", file=sys.stderr, flush=True)
+    yield ""
+    yield "### Verdicts at N = 3,000 for other K"
+    yield ""
+    others = [k for k in OPTIONS if k != "4"]
+    used = REFERENCES[:2]
+    heads = [f"K = {k}, reference: {r.name}" for k in others for r in used]
+    yield "| model | " + " | ".join(heads) + " |"
+    yield "|---" * (1 + len(heads)) + "|"
+    for t, training in enumerate(TRAININGS):
+        cells = []
+        for k in others:
+            rng = np.random.default_rng((seed, t, OPTIONS[k][0], len(k), 6))
+            world = (training, worlds[training, k], OPTIONS[k], 3000, rng)
+            found = _tell_regimes(world, used, trials)
+            cells += [f"{_truth(training, k)}: {_regime_cell(c, trials)}" for c in found]
+        yield f"| {training.name} | " + " | ".join(cells) + " |"
+        print(f"regime: {training.name}, other K", file=sys.stderr, flush=True)
+
+
+def _regime_worlds(worlds):
+    yield "### The models, K = 4, on 200,000 questions each"
+    yield ""
+    yield (
+        "| model | A_tr − ACC* | A_te − ACC* | c̄_tr − A_tr | A_tr − A_te | −(c̄_tr − c̄_te) "
+        "| = c̄_te − A_te | test ECE |"
+    )
+    yield "|---" * 8 + "|"
+    for training in TRAININGS:
+        top, a, c, ece = _population_of(training, worlds[training, "4"], OPTIONS["4"])
+        yield (
+            f"| {training.name} | {a[0] - top:+.3f} | {a[1] - top:+.3f} | {c[0] - a[0]:+.3f} | "
+            f"{a[0] - a[1]:+.3f} | {c[1] - c[0]:+.3f} | {c[1] - a[1]:+.3f} | {ece:.3f} |"
+        )
+
+
+def _population_of(training, strength, options):
+    rng = np.random.default_rng(11)
+    train, test, z, labels = regime_tables(training, strength, options, 200_000, rng)
+    tables = (train, test)
+    return (
+        softmax(z).max(axis=1).mean(),
+        [t.correct.mean() for t in tables],
+        [t.confidence.mean() for t in tables],
+        cal.metrics.conf_ece(test.probs(), labels, n_options=test.n_options),
+    )
+
+
+def _truth(training, k):
+    """Say which verdict is right, or that the world lies within the margin of the boundary."""
+    if training.excess is not None:
+        excess = training.excess
+    else:
+        top, a, _, _ = _population_of(training, None, OPTIONS[k])
+        excess = a[0] - top
+    if abs(excess) < MARGIN:
+        return "either"
+    return "cal" if excess < 0 else "non-cal"
+
+
+def _tell_regimes(world, references, trials):
+    """Count the verdicts of each reference on the same tables."""
+    training, strength, options, n, rng = world
+    counts = [Counter() for _ in references]
+    for _ in range(trials):
+        train, test, z, labels = regime_tables(training, strength, options, n, rng)
+        for reference, count in zip(references, counts, strict=True):
+            table = None
+            if reference.name != "none":
+                table = _table(softmax(reference.answers(z, rng)), labels, z, "test")
+            count[find_regime(train, test, table, n_resamples=10).label] += 1
+    return counts
+
+
+def _regime_cell(count, trials):
+    return " / ".join(f"{100 * count[label] / trials:.0f}" for label in REGIMES)
+
+
+SECTIONS = {f.__name__: f for f in (planning, bias, floors, verdicts, errors, scores, regime)}
 
 
 def main():

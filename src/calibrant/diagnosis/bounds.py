@@ -90,6 +90,12 @@ class Bounds:
             for k, v in asdict(self).items()
         }
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Bounds:
+        """Read what `to_dict` gave; undefined numbers come back as NaN."""
+        known: dict[str, Any] = {k: math.nan if v is None else v for k, v in values.items()}
+        return cls(**known)
+
 
 def bounds(
     probs: ArrayLike,
