@@ -211,7 +211,26 @@ def letter_prior(answers: AnswerTable) -> dict[int, NDArray[np.float64]]:
     >>> letter_prior(replace(table, orders=[[0, 1], [1, 0]]))[2].round(4).tolist()
     [0.75, 0.25]
     """
-    orders = _own_or(answers)
+    own, n_options = question_priors(answers)
+    return {int(k): own[n_options == k, :k].mean(axis=0) for k in np.unique(n_options)}
+
+
+def question_priors(answers: AnswerTable) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Each question's own P_i(j) of `letter_prior`, (Q, K) with 0 as padding, and its K, (Q,).
+
+    Raises
+    ------
+    InputError
+        As `letter_prior`.
+
+    Examples
+    --------
+    >>> table = AnswerTable.from_probs([[0.8, 0.2], [0.2, 0.8]], [0, 0], ids=["q#0", "q#1"])
+    >>> own, n_options = question_priors(replace(table, orders=[[0, 1], [1, 0]]))
+    >>> own.round(4).tolist(), n_options.tolist()
+    ([[0.8, 0.2]], [2])
+    """
+    orders = own_orders(answers)
     with np.errstate(divide="ignore"):
         log_p = np.log(answers.probs())
     members, first = _members(answers)
@@ -226,13 +245,10 @@ def letter_prior(answers: AnswerTable) -> dict[int, NDArray[np.float64]]:
     total = np.zeros((len(first), orders.shape[1]))
     np.add.at(total, (members[rows], position), log_p[rows, option])
     n_options = answers.n_options[first]
-    prior = {}
-    for k in np.unique(n_options):
-        chosen = n_options == k
-        mean = total[chosen, :k] / np.bincount(members)[chosen, None]
-        own = np.exp(mean - mean.max(axis=1, keepdims=True))
-        prior[int(k)] = (own / own.sum(axis=1, keepdims=True)).mean(axis=0)
-    return prior
+    mean = total / np.bincount(members)[:, None]
+    mean[np.arange(orders.shape[1]) >= n_options[:, None]] = -np.inf
+    own = np.exp(mean - mean.max(axis=1, keepdims=True))
+    return own / own.sum(axis=1, keepdims=True), n_options
 
 
 def debias(answers: AnswerTable, prior: Mapping[int, NDArray[np.float64]]) -> AnswerTable:
@@ -257,7 +273,7 @@ def debias(answers: AnswerTable, prior: Mapping[int, NDArray[np.float64]]) -> An
     >>> debias(table, {2: np.array([0.75, 0.25])}).probs().round(4).tolist()
     [[0.8, 0.2]]
     """
-    orders = _own_or(answers)
+    orders = own_orders(answers)
     width = orders.shape[1]
     log_prior = np.zeros((len(answers), width))
     for k in np.unique(answers.n_options):
@@ -322,7 +338,7 @@ def recall_std(answers: AnswerTable) -> float:
     >>> recall_std(table)
     0.5
     """
-    orders = _own_or(answers)
+    orders = own_orders(answers)
     at = (orders == answers.labels[:, None]).argmax(axis=1)  # position of the right option
     n = np.bincount(at)
     right = np.bincount(at, weights=answers.correct)
@@ -360,7 +376,7 @@ def estimation_sample(n_options: Sequence[int], share: float, seed: int = 0) -> 
 # -- inside -----------------------------------------------------------------------------------
 
 
-def _own_or(answers: AnswerTable) -> NDArray[np.int64]:
+def own_orders(answers: AnswerTable) -> NDArray[np.int64]:
     """Orders of the table; without any, every option stands at its own position."""
     if answers.orders is not None:
         return answers.orders

@@ -13,7 +13,9 @@ from calibrant.answers import AnswerTable
 from calibrant.diagnosis._tempering import nearest_temperature
 from calibrant.diagnosis.collapse import CollapseReport, collapse
 from calibrant.errors import InputError
+from calibrant.permutations import average, flip_rate, letter_prior, permuted, recall_std
 from calibrant.posthoc import TemperatureScaling
+from calibrant.questions import Question
 
 
 def softmax(z):
@@ -232,6 +234,75 @@ def test_intervals_cover():
         for name in held:
             held[name] += report[name].low <= population[name].value <= report[name].high
     assert all(0.89 <= hits / 120 <= 0.995 for hits in held.values()), held
+
+
+def asked_in_cyclic_orders(base, bias):
+    """The base model's answers to every rotation of its options, with a bias by letter."""
+    questions = [
+        Question(name, "?", tuple("abcde"[:k]), 0)
+        for name, k in zip(base.ids, base.n_options, strict=True)
+    ]
+    rows, orders = permuted(questions, "cyclic")
+    asked = [base.ids.index(row.id.rpartition("#")[0]) for row in rows]
+    scores = base.logprobs[asked]
+    for i, order in enumerate(orders):
+        for place, option in enumerate(order[order >= 0]):
+            scores[i, option] += bias[place]
+    return AnswerTable(
+        ids=tuple(row.id for row in rows),
+        logprobs=scores,
+        labels=base.labels[asked],
+        n_options=base.n_options[asked],
+        option_mass=base.option_mass[asked],
+        tasks=("",) * len(rows),
+        groups=tuple(base.ids[i] for i in asked),
+        orders=orders,
+    )
+
+
+def test_letters_of_permuted_answers_are_those_of_the_permutations_room():
+    base = world(150, options=[3, 4])
+    shown = asked_in_cyclic_orders(base, [1.0, 0.0, 0.0, -0.5])
+    report = collapse(base.select(np.arange(150)[::-1]), shown, n_resamples=100)
+    assert report.n == 150
+    assert report["flip_rate"].value == pytest.approx(flip_rate(shown))
+    assert report["recall_std"].value == pytest.approx(recall_std(shown))
+    assert report["recall_std"].low > 0.05
+    for k, prior in letter_prior(shown).items():
+        assert [e.value for e in report.letter_prior[k]] == pytest.approx(prior.tolist())
+        assert all(e.high - e.low < 1e-9 for e in report.letter_prior[k])  # the same for all
+    averaged = collapse(base, average(shown), n_resamples=20)
+    assert report["effective_slope"].value == pytest.approx(averaged["effective_slope"].value)
+    # A stands out where it is shown, not where the option stands in its own order.
+    assert report.predicted_shares[0].value > averaged.predicted_shares[0].value + 0.1
+    assert CollapseReport.from_json(report.to_json()).to_dict() == report.to_dict()
+
+
+def test_letters_are_followed_through_a_change_of_order_and_a_subset():
+    base = world(60, options=[3, 4])
+    shown = asked_in_cyclic_orders(base, [1.0, 0.0, 0.0, -0.5])
+    chosen = np.flatnonzero([int(name) % 2 for name in shown.questions])
+    report = collapse(base.select(np.arange(1, 60, 2)[::-1]), shown, n_resamples=20)
+    alone = shown.select(chosen)
+    assert report.n == 30
+    assert report["flip_rate"].value == pytest.approx(flip_rate(alone))
+    for k, prior in letter_prior(alone).items():
+        assert [e.value for e in report.letter_prior[k]] == pytest.approx(prior.tolist())
+
+
+def test_unbalanced_orders_give_no_prior_but_say_so():
+    shown = asked_in_cyclic_orders(world(40), [1.0, 0.0, 0.0, 0.0])
+    report = collapse(None, shown.select(np.arange(len(shown)) % 4 < 2), n_resamples=20)
+    assert report.letter_prior == {}
+    assert "no letter prior" in report.notes[0]
+    assert report["flip_rate"].value > 0
+
+
+def test_no_letter_bias_is_not_called_one():
+    """Noise lifts RStd above 0: the interval of an unbiased model must reach 0."""
+    reach = [collapse(None, world(300, seed=s), n_resamples=200)["recall_std"] for s in range(40)]
+    assert np.mean([e.value for e in reach]) > 0.04
+    assert np.mean([e.low == 0 for e in reach]) >= 0.9
 
 
 def test_only_shared_questions_are_used():

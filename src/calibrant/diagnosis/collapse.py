@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from calibrant.metrics.inference import (
     clusters,
     wilson_interval,
 )
+from calibrant.permutations import average, own_orders, question_priors
 
 FORMAT_VERSION = 1
 LEVEL = 0.95
@@ -45,7 +46,9 @@ class CollapseReport:
     estimates : dict from quantity to `Estimate`; ``report["collapse_index"]`` is short for it.
     letter_bias : K estimates, the constant added to each option's log-probability by its place;
         they sum to 0. Empty without a base model.
-    predicted_shares : K estimates, how often the option at each place is predicted.
+    predicted_shares : K estimates, how often the option shown at each place is predicted.
+    letter_prior : dict from number of options K to K estimates that sum to 1: how likely the model
+        finds each letter whatever the option (PriDe). Empty without balanced permutations.
     notes : tuple of sentences: what was left out and why.
     settings : dict: ``n_resamples``, ``seed``, ``level``.
 
@@ -65,6 +68,7 @@ class CollapseReport:
     estimates: dict[str, Estimate]
     letter_bias: tuple[Estimate, ...]
     predicted_shares: tuple[Estimate, ...]
+    letter_prior: dict[int, tuple[Estimate, ...]]
     notes: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -92,6 +96,9 @@ class CollapseReport:
             "estimates": {name: e.to_dict() for name, e in self.estimates.items()},
             "letter_bias": [e.to_dict() for e in self.letter_bias],
             "predicted_shares": [e.to_dict() for e in self.predicted_shares],
+            "letter_prior": {
+                str(k): [e.to_dict() for e in prior] for k, prior in self.letter_prior.items()
+            },
             "notes": list(self.notes),
             "settings": self.settings,
         }
@@ -113,6 +120,10 @@ class CollapseReport:
                 estimates={k: Estimate.from_dict(v) for k, v in values["estimates"].items()},
                 letter_bias=tuple(map(Estimate.from_dict, values["letter_bias"])),
                 predicted_shares=tuple(map(Estimate.from_dict, values["predicted_shares"])),
+                letter_prior={
+                    int(k): tuple(map(Estimate.from_dict, prior))
+                    for k, prior in values["letter_prior"].items()
+                },
                 notes=tuple(values["notes"]),
                 settings=dict(values["settings"]),
             )
@@ -163,7 +174,10 @@ def collapse(
     ``confidence_right``, ``confidence_wrong`` (E[c | right], E[c | wrong]) and ``confidence_gap``
     between them; ``collapse_index``, the mean over wrong answers of (c − 1/K)/(1 − 1/K), 1 when
     every wrong answer is certain; ``share_saturated`` (c > .99), also ``_right`` and ``_wrong``;
-    ``entropy`` (nats).
+    ``entropy`` (nats). ``recall_std`` (RStd), the standard deviation over the letters of the share
+    of right answers among the questions whose right option stands there. From a table of
+    permutations, whose probabilities are averaged for everything else, also ``flip_rate``, the
+    share of questions whose predicted option changes with the order, and the letter prior.
 
     Against the base model on the questions both answered (nats): ``entropy_change``;
     ``kl``, KL(aligned ‖ base); ``js``, Jensen-Shannon, at most ln 2; ``agreement_drift``, the mean
@@ -181,13 +195,15 @@ def collapse(
     Parameters
     ----------
     base : AnswerTable or None; without it only the quantities of the aligned model are given.
-    aligned : AnswerTable; with a base, the questions both share are used.
+    aligned : AnswerTable; with a base, the questions both share are used. Either may hold several
+        orders of a question's options.
     n_resamples : draws behind each interval. seed : int.
 
     Returns
     -------
     CollapseReport, each quantity with its 95 % interval over questions (exact duplicates are one):
-    Wilson for shares, otherwise the percentile bootstrap, questions of both models drawn together.
+    Wilson for shares; for ``recall_std``, which noise lifts above 0, an inversion that allows for
+    it; otherwise the percentile bootstrap, questions of both models drawn together.
 
     Raises
     ------
@@ -207,8 +223,11 @@ def collapse(
     """
     if n_resamples < 1:
         raise InputError(f"n_resamples is {n_resamples}, expected at least 1")
+    shown = aligned
+    aligned = _one_row_each(aligned)
     groups: Sequence[str] = aligned.groups
     if base is not None:
+        base = _one_row_each(base)
         base, aligned = base.align(aligned)
         groups = _joint_groups(base, aligned)
     n = len(aligned)
@@ -224,7 +243,8 @@ def collapse(
     )
     resamples = _Resamples(cluster, n, n_resamples, seed)
     notes: list[str] = []
-    found = known | _own(aligned, resamples)
+    letters = _letters(shown, aligned, resamples, notes)
+    found = known | _own(aligned, resamples) | letters.estimates
     bias: list[Estimate] = []
     if base is not None:
         found |= _change(base, aligned, resamples)
@@ -235,7 +255,8 @@ def collapse(
         paired=base is not None,
         estimates=found,
         letter_bias=tuple(bias),
-        predicted_shares=tuple(_predicted_shares(aligned, resamples)),
+        predicted_shares=letters.predicted_shares,
+        letter_prior=letters.prior,
         notes=tuple(notes),
         settings={"n_resamples": n_resamples, "seed": seed, "level": LEVEL},
     )
@@ -284,6 +305,26 @@ class _Resamples:
             low, high = (float(x) for x in np.quantile(draws, _TAILS))
         return Estimate(name, value, low, high, self.n, LEVEL, method="percentile bootstrap")
 
+    def spread(self, name: str, values: Floats) -> Estimate:
+        """Standard deviation of K numbers, (1 + R, K), with an interval that noise does not lift.
+
+        Noise alone gives a positive one. The interval holds u·sd for the u ≥ 0 under which an sd
+        as large, or as small, as the observed one is not surprising: the numbers' deviations from
+        their mean times u, plus the noise of the resamples.
+        """
+        own = values[0][np.isfinite(values[0])]
+        noise = (values[1:] - values[0])[:, np.isfinite(values[0])]
+        noise = noise[np.isfinite(noise).all(axis=1)]
+        deviation, value = own - own.mean(), float(own.std())
+
+        def below(u: float) -> float:
+            return float(np.mean((u * deviation + noise).std(axis=1) <= value + 1e-12))
+
+        low = high = math.nan
+        if len(noise):
+            low, high = (value * _fall(below, level) for level in _TAILS[::-1])
+        return Estimate(name, value, low, high, self.n, LEVEL, method="inverted norm")
+
     def share(self, name: str, hits: Floats, among: Floats) -> Estimate:
         """Wilson interval of a proportion, with as many rows as leave it as unsure as it is."""
         values = _ratio(hits, among)
@@ -293,6 +334,19 @@ class _Resamples:
         rows = effective_rows(share, float(draws.std()) if len(draws) else 0.0, int(among[0]))
         low, high = wilson_interval(share * rows, rows, LEVEL)
         return Estimate(name, share, low, high, self.n, LEVEL, method="Wilson")
+
+
+def _fall(f: Callable[[float], float], level: float) -> float:
+    """Find where a function that falls from u = 0 on crosses the level; 0 if it starts below."""
+    low, high = 0.0, 1.0
+    if f(low) <= level:
+        return 0.0
+    while f(high) > level and high < 2**10:
+        low, high = high, 2 * high
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if f(middle) > level else (low, middle)
+    return (low + high) / 2
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
@@ -339,15 +393,77 @@ def _own(aligned: AnswerTable, resamples: _Resamples) -> dict[str, Estimate]:
     )
 
 
-def _predicted_shares(aligned: AnswerTable, resamples: _Resamples) -> list[Estimate]:
-    places = np.arange(aligned.logprobs.shape[1])
+# -- letters ------------------------------------------------------------------------------------
+
+
+class _Letters(NamedTuple):
+    estimates: dict[str, Estimate]
+    predicted_shares: tuple[Estimate, ...]
+    prior: dict[int, tuple[Estimate, ...]]
+
+
+def _one_row_each(table: AnswerTable) -> AnswerTable:
+    return table if table.orders is None else average(table)
+
+
+def _letters(
+    shown: AnswerTable, aligned: AnswerTable, resamples: _Resamples, notes: list[str]
+) -> _Letters:
+    """Give the letter bias of the rows as they were shown; resampled are their questions."""
+    place = {name: i for i, name in enumerate(aligned.ids)}
+    kept = sorted((place[name], i) for i, name in enumerate(shown.questions) if name in place)
+    question, rows = np.array(kept).T  # (rows,) both, in the questions' order
+    shown = shown.select(rows)
+    orders = own_orders(shown)
+    width = orders.shape[1]
+    right_at, predicted_at = (
+        orders == option[:, None] for option in (shown.labels, shown.predictions)
+    )
+
+    def by_question(values: NDArray[Any]) -> Floats:
+        total = np.zeros((resamples.n, *values.shape[1:]))
+        np.add.at(total, question, values)
+        return total
+
     s = resamples.sums(
         {
-            "predicted": (aligned.predictions[:, None] == places).astype(np.float64),
-            "all": np.ones(len(aligned)),
+            "rows": by_question(np.ones(len(shown))),
+            "predicted": by_question(predicted_at),
+            "right at": by_question(right_at),
+            "recalled": by_question(right_at & shown.correct[:, None]),
         }
     )
-    return [resamples.share(f"predicted_{k}", s["predicted"][:, k], s["all"]) for k in places]
+    shares = tuple(
+        resamples.share(f"predicted_{k}", s["predicted"][:, k], s["rows"]) for k in range(width)
+    )
+    recall = _ratio(s["recalled"], s["right at"])
+    found = {"recall_std": resamples.spread("recall_std", recall)}
+    if shown.orders is None or len(shown) == resamples.n:
+        return _Letters(found, shares, {})
+    first = shown.predictions[np.unique(question, return_index=True)[1]]  # (N,)
+    flips = by_question(shown.predictions != first[question]) > 0
+    s = resamples.sums({"flips": flips, "all": np.ones(resamples.n)})
+    found["flip_rate"] = resamples.share("flip_rate", s["flips"], s["all"])
+    return _Letters(found, shares, _prior(shown, resamples, notes))
+
+
+def _prior(
+    shown: AnswerTable, resamples: _Resamples, notes: list[str]
+) -> dict[int, tuple[Estimate, ...]]:
+    try:
+        own, n_options = question_priors(shown)
+    except InputError as error:
+        notes.append(f"no letter prior: {error}")
+        return {}
+    found = {}
+    for k in np.unique(n_options):
+        among = n_options == k
+        s = resamples.sums({"prior": own[:, :k] * among[:, None], "all": among})
+        mean = _ratio(s["prior"], s["all"][:, None])
+        found[int(k)] = tuple(
+            resamples.estimate(f"prior_{j}", values) for j, values in enumerate(mean.T)
+        )
+    return found
 
 
 # -- against the base model ---------------------------------------------------------------------
