@@ -153,6 +153,41 @@ def test_load_refuses_a_run_of_several_methods(restored):
         calibrant.load(restored)
 
 
+POST_HOC = ("isotonic", "vector", "daca")
+
+
+def test_post_hoc_methods_are_fitted_and_load_again(world, tmp_path, capsys):
+    output = tmp_path / "post-hoc"
+    asked = [word for method in POST_HOC for word in ("--method", method)]
+    # The model stands in for the one before alignment: its temperature is then exactly 1.
+    assert run(restore_arguments(world, output, *asked, "--reference-model", world["model"])) == 0
+    report = json.loads((output / "report.json").read_text())
+    notes = [n for n in report["notes"] if "not applicable" in n]
+    assert len(notes) == 1, notes
+    assert notes[0].startswith("vector: not applicable: vector: question ")
+    assert not (output / "vector").exists()
+    questions = calibrant.load_questions(world["test"])
+    name = next(n for n in names(output / "before") if n.endswith("test"))
+    before = AnswerTable.load(output / "before" / "answers" / f"{name}.parquet")
+    for method in set(POST_HOC) - {"vector"}:
+        expected = AnswerTable.load(output / method / "answers" / f"{name}.parquet")
+        assert (expected.predictions == before.predictions).all()
+        predicted = calibrant.load(output / method).predict_proba(questions)
+        np.testing.assert_allclose(predicted, expected.probs(), atol=1e-6)
+        assert report["costs"][method]["labels"] == (0 if method == "daca" else 60)
+        if method == "daca":
+            np.testing.assert_allclose(predicted, before.probs(), atol=1e-6)
+
+
+def test_a_comparison_without_a_reference_is_refused_before_anything_is_done(
+    world, tmp_path, capsys
+):
+    output = tmp_path / "daca"
+    assert run(restore_arguments(world, output, "--method", "daca")) == 1
+    assert "expected a --reference-model" in capsys.readouterr().err
+    assert not output.exists()
+
+
 def test_full_fine_tuning_saves_a_whole_model(world, tmp_path):
     output = tmp_path / "full"
     arguments = restore_arguments(world, output, "--method", "cft", "--lora-rank", "0")

@@ -16,12 +16,13 @@ from calibrant.diagnosis.report import CalibrationReport, evaluate
 from calibrant.diagnosis.verdict import Verdict, verdict
 from calibrant.errors import InputError
 from calibrant.files import write_text
-from calibrant.posthoc import NoOptimumError, TemperatureScaling
+from calibrant.posthoc import LABELLED, REFERENCED
 from calibrant.prompts import Prompt, PromptLike
 from calibrant.questions import Questions, drop_overlap, load_questions
 from calibrant.runs import TRAIN, open_run, set_name, versions
 
-METHODS = ("temperature", "cft", "rcft")
+POST_HOC = LABELLED | REFERENCED
+METHODS = (*POST_HOC, "cft", "rcft")
 BEFORE = "before"
 MICRO_BATCH = 4  # questions of a forward pass in training on a CPU; for memory, not the result
 TRAIN_SAMPLE = 250  # training questions scored after each method, to show the train-test gap
@@ -36,6 +37,7 @@ class RestoreSettings:
     model : Hub id or folder. train : question sources to learn from.
     evaluate : held-out sources of the same domain. out_of_domain : of other domains.
     methods : of `METHODS`, in the order given.
+    reference_model : Hub id or folder of the model before alignment, for "base-kl" and "daca".
     train_limit : training questions in all, a seeded random sample over the pooled sources, an
         equal share of each. limit : questions of each test source, likewise.
     overlap : "drop" training questions that occur in a test set, "error", or "keep" them.
@@ -50,7 +52,8 @@ class RestoreSettings:
     train: tuple[str, ...]
     evaluate: tuple[str, ...]
     out_of_domain: tuple[str, ...] = ()
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = ("temperature", "cft", "rcft")
+    reference_model: str | None = None
     prompt: PromptLike = "letter"
     dtype: str = "auto"
     device: str = "auto"
@@ -75,6 +78,12 @@ class RestoreSettings:
         unknown = [m for m in self.methods if m not in METHODS]
         if unknown or not self.methods:
             raise InputError(f"method {unknown or 'missing'}, expected of {', '.join(METHODS)}")
+        without = [m for m in self.methods if m in REFERENCED and not self.reference_model]
+        if without:
+            raise InputError(
+                f"method {without[0]} compares with the model before alignment; expected a "
+                "--reference-model"
+            )
         if self.overlap not in ("drop", "error", "keep"):
             raise InputError(f"overlap {self.overlap!r}, expected drop, error or keep")
         if not self.train or not self.evaluate:
@@ -157,13 +166,12 @@ def restore(
     work = _Work(settings, folder, train, tests | {TRAIN: train.sample(TRAIN_SAMPLE)}, say)
     result.tables[BEFORE] = work.before()
     for method in settings.methods:
+        if method not in POST_HOC:
+            result.tables[method] = work.fine_tune(method)
+            continue
         try:
-            result.tables[method] = (
-                work.temperature(result.tables[BEFORE])
-                if method == "temperature"
-                else work.fine_tune(method)
-            )
-        except NoOptimumError as error:
+            result.tables[method] = work.post_hoc(method, result.tables[BEFORE])
+        except InputError as error:  # no optimum, or K varies: the other methods go on
             result.notes.append(f"{method}: not applicable: {error}")
             say(result.notes[-1])
     say("measuring")
@@ -282,8 +290,8 @@ class _Work:
     # -- steps --------------------------------------------------------------------------------
 
     def before(self) -> dict[str, AnswerTable]:
-        """Answer tables of the model as it came; temperature needs all training questions."""
-        if "temperature" not in self.settings.methods:
+        """Answer tables of the model as it came; calibrators need all training questions."""
+        if not set(self.settings.methods) & set(POST_HOC):
             return self.score_all(BEFORE)
         pool = self._scored(BEFORE, TRAIN, self.train, None, None, path=self.pool)
         row = {name: i for i, name in enumerate(pool.ids)}
@@ -335,26 +343,38 @@ class _Work:
         table.save(path)
         return table
 
-    def temperature(self, before: dict[str, AnswerTable]) -> dict[str, AnswerTable]:
-        """Fit T on the whole training pool, and transform every table."""
-        labelled = AnswerTable.load(self.pool)
+    def post_hoc(self, method: str, before: dict[str, AnswerTable]) -> dict[str, AnswerTable]:
+        """Fit a calibrator on the whole training pool, and transform every table."""
+        pool = AnswerTable.load(self.pool)
+        reference = self._reference() if method in REFERENCED else None
         start = time.perf_counter()
-        scaling = TemperatureScaling().fit(labelled)
-        self.say(f"temperature: T = {scaling.temperature:.4f} on {len(labelled):,} questions")
-        tables = {name: scaling.transform(table) for name, table in before.items()}
-        target = self.folder / "temperature"
+        calibrator = POST_HOC[method]().fit(pool, reference)
+        self.say(f"{method}: fitted on {calibrator.n_questions:,} questions")
+        tables = {name: calibrator.transform(table) for name, table in before.items()}
+        target = self.folder / method
         (target / "answers").mkdir(parents=True, exist_ok=True)
         for name, table in tables.items():
-            table.save(self._path("temperature", name))
-        scaling.save(target / "calibrator.json")
+            table.save(self._path(method, name))
+        calibrator.save(target / "calibrator.json")
         self._note_cost(
-            "temperature",
+            method,
             training_seconds=time.perf_counter() - start,
-            labels=len(labelled),
-            temperature=scaling.temperature,
+            labels=0 if method in REFERENCED else len(pool),
         )
-        self._write_restored("temperature")
+        self._write_restored(method)
         return tables
+
+    def _reference(self) -> AnswerTable:
+        """Answers of the reference model to the training pool."""
+        path = self.folder / "reference" / "training-questions.parquet"
+        if path.exists():
+            return AnswerTable.load(path)
+        from calibrant.scoring.models import load_model
+
+        s = self.settings
+        self.say(f"loading {s.reference_model}")
+        model, tokenizer = load_model(str(s.reference_model), dtype=s.dtype, device=s.device)
+        return self._scored("reference", TRAIN, self.train, model, tokenizer, path=path)
 
     def fine_tune(self, method: str) -> dict[str, AnswerTable]:
         """Train an adapter (or every weight), save it, and score every set with it."""

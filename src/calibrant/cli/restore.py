@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from calibrant.cli.options import config_option, model_options, output_option, seed_option
+from calibrant.posthoc import LABELLED, REFERENCED
 
 
 @click.command("restore")
@@ -24,10 +25,13 @@ from calibrant.cli.options import config_option, model_options, output_option, s
     "--method",
     "methods",
     multiple=True,
-    type=click.Choice(["temperature", "cft", "rcft"]),
+    type=click.Choice([*LABELLED, *REFERENCED, "cft", "rcft"]),
     default=("temperature", "cft"),
     show_default=True,
     help="Repeatable; all get the same labels.",
+)
+@click.option(
+    "--reference-model", help="The model before alignment, for base-kl and daca (no labels)."
 )
 @click.option("--train-limit", type=click.IntRange(2), help="Training questions in all, at random.")
 @click.option("--limit", type=click.IntRange(1), help="Questions of each test source, at random.")
