@@ -18,7 +18,7 @@ tokens that read as the letter without blanks and word-boundary markers (``A``, 
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -227,14 +227,22 @@ def encode(questions: list[Question], tokenizer: Any, prompt: PromptLike) -> lis
         If the format is unknown, a letter is not one token in context under any separator, or an
         option has no token of its own.
     """
+    return [q for chunk in encode_chunks(questions, tokenizer, prompt) for q in chunk]
+
+
+def encode_chunks(
+    questions: list[Question], tokenizer: Any, prompt: PromptLike
+) -> Iterator[list[EncodedQuestion]]:
+    """Do what `encode` does, a chunk of questions at a time, so that lists of all never exist."""
     prompt = Prompt.of(prompt)
     if not questions:
         raise InputError("no questions to score; expected at least one")
     # A chat template writes its own special tokens; adding them again would double the BOS.
     encode_ = _Encoder(tokenizer, special=prompt.format != "chat-letter")
+    chunks = (questions[i : i + CHUNK] for i in range(0, len(questions), CHUNK))
     if not prompt.is_letter:
-        chunks = (questions[i : i + CHUNK] for i in range(0, len(questions), CHUNK))
-        return [e for chunk in chunks for e in _encode_cloze(chunk, prompt, encode_)]
+        yield from (_encode_cloze(chunk, prompt, encode_) for chunk in chunks)
+        return
     widest = max(questions, key=lambda q: len(q.choices))
     text = context(widest, prompt, tokenizer)
     k_max = len(widest.choices)
@@ -242,12 +250,9 @@ def encode(questions: list[Question], tokenizer: Any, prompt: PromptLike) -> lis
     spellings = [[token] for token in letters]
     if prompt.letter_tokens == "merged":
         spellings = _spellings(tokenizer, LETTERS[:k_max])
-    encoded = []
-    for i in range(0, len(questions), CHUNK):
-        chunk = questions[i : i + CHUNK]
+    for chunk in chunks:
         contexts = [context(q, prompt, tokenizer) for q in chunk]
-        encoded += _encode_letters(chunk, contexts, separator, letters, spellings, encode_)
-    return encoded
+        yield _encode_letters(chunk, contexts, separator, letters, spellings, encode_)
 
 
 class _Encoder:

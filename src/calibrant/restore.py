@@ -19,7 +19,7 @@ from calibrant.files import write_text
 from calibrant.posthoc import LABELLED, REFERENCED
 from calibrant.prompts import Prompt, PromptLike
 from calibrant.questions import Questions, drop_overlap, load_questions
-from calibrant.runs import TRAIN, open_run, set_name, versions
+from calibrant.runs import TRAIN, answers_at, open_run, set_name, versions
 
 POST_HOC = LABELLED | REFERENCED
 METHODS = (*POST_HOC, "cft", "rcft")
@@ -322,26 +322,22 @@ class _Work:
         tokenizer: Any,
         path: Path | None = None,
     ) -> AnswerTable:
-        path = path or self._path(method, name)
-        if path.exists():
-            return AnswerTable.load(path)
-        if model is None:
-            model, tokenizer = self.base()
-        from calibrant.scoring.local import score
+        def ask(partial: Path) -> AnswerTable:
+            from calibrant.scoring.local import score
 
-        self.say(f"{method}: scoring {len(questions):,} questions of {name}")
-        start = time.perf_counter()
-        table = score(model, tokenizer, questions, prompt=self.settings.prompt)
-        table = table.with_logprobs(table.logprobs, method=method)
-        self._note_cost(
-            method,
-            scoring_seconds=time.perf_counter() - start,
-            scored_questions=len(questions),
-            scored_tokens=table.provenance["tokens"],
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table.save(path)
-        return table
+            network = self.base() if model is None else (model, tokenizer)
+            self.say(f"{method}: scoring {len(questions):,} questions of {name}")
+            start = time.perf_counter()
+            table = score(*network, questions, prompt=self.settings.prompt, partial=partial)
+            self._note_cost(
+                method,
+                scoring_seconds=time.perf_counter() - start,
+                scored_questions=len(questions),
+                scored_tokens=table.provenance["tokens"],
+            )
+            return table.with_logprobs(table.logprobs, method=method)
+
+        return answers_at(path or self._path(method, name), ask)
 
     def post_hoc(self, method: str, before: dict[str, AnswerTable]) -> dict[str, AnswerTable]:
         """Fit a calibrator on the whole training pool, and transform every table."""

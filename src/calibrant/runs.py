@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +29,8 @@ from calibrant.files import write_text
 from calibrant.foreign import FILE_TYPES, read_table
 from calibrant.scoring.harness import Metric as HarnessMetric
 from calibrant.scoring.harness import harness_logs, read_harness_log
+from calibrant.scoring.journal import Journal
+from calibrant.scoring.processes import ALONE, Processes
 from calibrant.version import __version__
 
 if TYPE_CHECKING:
@@ -166,6 +168,29 @@ def _read_file(path: Path, metric: HarnessMetric) -> AnswerTable:
         f"{path}: unknown file type; expected an answer table as {', '.join(FILE_TYPES)}, or "
         "lm-eval's samples_TASK_DATE.jsonl"
     )
+
+
+def answers_at(
+    path: Path, ask: Callable[[Path], AnswerTable], processes: Processes = ALONE
+) -> AnswerTable:
+    """Answer table of a Parquet file, made now unless it is there already.
+
+    Parameters
+    ----------
+    ask : makes the table. It is given the folder for partial results, which goes when the table is
+        saved: a run killed on the way goes on there.
+    processes : all call this alike; the first one writes.
+    """
+    partial = path.with_suffix(".partial")
+    if not processes.of_first(path.exists()):
+        table = ask(partial)
+        if processes.rank == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            table.save(path)
+    if processes.rank == 0:
+        Journal(partial).remove()
+    processes.of_first(None)  # nobody reads before the file is there
+    return AnswerTable.load(path)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def command(
     from calibrant.diagnosis.report import evaluate
     from calibrant.report.folder import write_evaluation
     from calibrant.report.tables import report_table, task_table
+    from calibrant.scoring.processes import Processes
 
     asking = len(model) == 1 and asked["questions"] is not None and not answers
     if not asking and (not answers or asked["questions"] is not None):
@@ -68,14 +69,19 @@ def command(
     if answers and (asked["limit"] or asked["skip_invalid"]):
         raise click.UsageError("--limit and --skip-invalid go with --questions, not --answers")
     folder: Path | None = None
+    processes = Processes.join()
     if asking:
-        table, title, folder = _ask(output_dir or DEFAULT_FOLDER, seed, model=model[0], **asked)
+        table, title, folder = _ask(
+            output_dir or DEFAULT_FOLDER, seed, processes, model=model[0], **asked
+        )
     else:
         sources = (*answers, *model)  # the shell makes several words of samples_*.jsonl
         table, title = _read(sources, lm_eval_metric)
         if output_dir is not None:
             settings = {"answers": list(sources), "lm_eval_metric": lm_eval_metric, "seed": seed}
             folder = _keep(table, settings, output_dir)
+    if processes.rank > 0:
+        return
     report = evaluate(table, seed=seed)
     console = Console()
     console.print(report_table(report, title=title).to_rich())
@@ -90,6 +96,7 @@ def command(
 def _ask(
     output_dir: str,
     seed: int,
+    processes: Any,
     *,
     model: str,
     questions: str,
@@ -101,13 +108,13 @@ def _ask(
     gguf_file: str | None,
 ) -> tuple[Any, str, Path]:
     """Answer table of the run folder, made now unless it is there already."""
-    from calibrant.answers import AnswerTable
     from calibrant.questions import load_questions
-    from calibrant.runs import open_run, set_name, versions
+    from calibrant.runs import answers_at, open_run, set_name, versions
 
     loaded = load_questions(questions, skip_invalid=skip_invalid, limit=limit, seed=seed)
-    for line in (*loaded.warnings, *loaded.skipped):
-        click.echo(f"note: {line}", err=True)
+    if processes.rank == 0:
+        for line in (*loaded.warnings, *loaded.skipped):
+            click.echo(f"note: {line}", err=True)
     settings = {
         "model": model,
         "questions": questions,
@@ -119,18 +126,23 @@ def _ask(
         "seed": seed,
     }
     data = {"n": len(loaded), "fingerprint": loaded.fingerprint}
-    folder = open_run(output_dir, _config(settings, data, versions()))
-    title = f"{model}, {prompt}, {set_name(questions)}"
-    path = folder / "answers.parquet"
-    if path.exists():
-        return AnswerTable.load(path), title, folder
-    from calibrant.scoring.local import score
-    from calibrant.scoring.models import load_model
+    folder = Path(output_dir)
+    if processes.rank == 0:
+        if processes.world > 1:
+            click.echo(f"note: {processes.world} processes share the questions", err=True)
+        open_run(folder, _config(settings, data, versions()))
 
-    network, tokenizer = load_model(model, dtype=dtype, device=device, gguf_file=gguf_file)
-    table = score(network, tokenizer, loaded, prompt=prompt)
-    table.save(path)
-    return table, title, folder
+    def ask(partial: Path) -> Any:
+        from calibrant.scoring.local import score
+        from calibrant.scoring.models import load_model
+
+        network, tokenizer = load_model(model, dtype=dtype, device=device, gguf_file=gguf_file)
+        return score(
+            network, tokenizer, loaded, prompt=prompt, partial=partial, processes=processes
+        )
+
+    table = answers_at(folder / "answers.parquet", ask, processes)
+    return table, f"{model}, {prompt}, {set_name(questions)}", folder
 
 
 def _read(sources: tuple[str, ...], metric: Any) -> tuple[Any, str]:

@@ -9,12 +9,16 @@ the positions that are read are projected onto the vocabulary.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from calibrant.errors import InputError
 from calibrant.prompts import EncodedQuestion
+from calibrant.scoring.tokens import Integers, Tokens, ranges, starts
 
 # Architectures whose attention takes a 4-D mask and explicit positions as they are; each is held
 # to separate rows by a test.
@@ -23,14 +27,14 @@ PACKABLE = frozenset({"gpt2", "llama", "mistral", "qwen2", "qwen3"})
 Batch = dict[str, torch.Tensor]
 
 
-def can_pack(model: Any, encoded: list[EncodedQuestion]) -> bool:
+def can_pack(model: Any, encoded: Sequence[EncodedQuestion] | Tokens) -> bool:
     """Whether the model can read all options of a question in one row."""
     config = unwrapped(model).config
     window: int | None = getattr(config, "sliding_window", None)
     if not getattr(config, "use_sliding_window", True):
         window = None
     # A ready-made mask replaces the window's, so no row may be longer than the window.
-    if window is not None and max(q.longest for q in encoded) > window:
+    if window is not None and Tokens.of(encoded).longest.max() > window:
         return False
     return config.model_type in PACKABLE and config._attn_implementation in ("sdpa", "eager")
 
@@ -42,19 +46,22 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def check_lengths(model: Any, encoded: list[EncodedQuestion]) -> None:
+def check_lengths(model: Any, encoded: Sequence[EncodedQuestion] | Tokens) -> None:
     """Raise `InputError` if a question is longer than the model's context: nothing is cut."""
     limit = getattr(unwrapped(model).config, "max_position_embeddings", None)
-    for q in encoded:
-        if limit is not None and q.longest > limit:
-            raise InputError(
-                f"question {q.id!r} takes {q.longest} tokens, the model's context is {limit}; "
-                "expected it to fit, prompts are never cut"
-            )
+    if limit is None:
+        return
+    tokens = Tokens.of(encoded)
+    if (longer := np.flatnonzero(tokens.longest > limit)).size:
+        i = int(longer[0])
+        raise InputError(
+            f"question {tokens.ids[i]!r} takes {tokens.longest[i]} tokens, the model's context is "
+            f"{limit}; expected it to fit, prompts are never cut"
+        )
 
 
 def collate(
-    encoded: list[EncodedQuestion],
+    encoded: Sequence[EncodedQuestion] | Tokens,
     *,
     pad_token: int,
     packed: bool,
@@ -85,111 +92,135 @@ def collate(
         question_at, question_token : (L,) int64, the same for prefix tokens.
         divisor : (Q, K) float32; option : (Q, K) bool, real options; answer : (Q,) int64.
     """
-    branched = any(branch for q in encoded for branch in q.branches)
-    rows = _Rows()
-    k_max = max(len(q.branches) for q in encoded)
-    reads: list[tuple[int, int, int, int]] = []  # row, position in row, token, flat option
-    question: list[tuple[int, int, int]] = []  # row, position in row, token
-    shared = packed and row_tokens > 0 and len(encoded) > 1
-    for i, r in _assign(encoded, row_tokens) if shared else enumerate([-1] * len(encoded)):
-        q = encoded[i]
-        head = len(q.prefix)
-        if packed or not branched:
-            places = [rows.add(r, i, q.prefix, q.branches)]
-            row, start, starts = places[0]
-            at = [(row, start, starts[k]) for k in range(len(q.branches))]
-        else:
-            places = [rows.add(-1, i, q.prefix, [branch]) for branch in q.branches]
-            row, start, _ = places[0]
-            at = [(row, start, starts[0]) for row, start, starts in places]
-        for k, option_reads in enumerate(q.reads):
-            row_k, start_k, branch_k = at[k]
-            for offset, token in option_reads:
-                here = start_k + head - 1 + offset if offset <= 0 else branch_k + offset - 1
-                reads.append((row_k, here, token, i * k_max + k))
-        if question_loss:
-            row, start, _ = places[0]
-            question += [(row, start + t - 1, q.prefix[t]) for t in range(1, head)]
+    q = Tokens.of(encoded)
+    branched = bool(q.n_branch.any())
+    shared = packed and row_tokens > 0 and len(q) > 1
+    parts = _parts(q, each_option=branched and not packed, row_tokens=row_tokens if shared else 0)
+    batch, shift = _rows(q.token, parts, pad_token, padding_side)
+    shape = batch["input_ids"].shape
 
-    batch, shift = rows.tensors(pad_token, padding_side)
-    read = torch.tensor(reads)  # (R, 4)
-    column = read[:, 1] + shift[read[:, 0]]
-    keep = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
-    keep[read[:, 0], column] = True
-    asked = torch.tensor(question, dtype=torch.int64).reshape(-1, 3)  # (L, 3)
-    asked_column = asked[:, 1] + shift[asked[:, 0]]
-    keep[asked[:, 0], asked_column] = True
-    place = read[:, 3] * keep.numel() + read[:, 0] * keep.shape[1] + column
-    step, read_step = torch.unique(place, return_inverse=True)
-    slot = (keep.flatten().cumsum(0) - 1).view(keep.shape)  # kept position of each (row, token)
-    if question:
-        batch["question_at"] = slot[asked[:, 0], asked_column]
-        batch["question_token"] = asked[:, 2]
-    divisor = torch.ones((len(encoded), k_max))
-    option = torch.zeros((len(encoded), k_max), dtype=torch.bool)
-    for i, q in enumerate(encoded):
-        divisor[i, : len(q.divisors)] = torch.tensor(q.divisors)
-        option[i, : len(q.divisors)] = True
-    owner, branch_of = batch.pop("owner"), batch.pop("branch")
-    plain = not shared and (not branched or not packed)
-    return batch | {
-        "visible": owner >= 0 if plain else _tree_mask(owner, branch_of),
+    asked = np.repeat(np.arange(len(q)), q.n_reads)  # question of each read, (R,)
+    option, offset, token = q.read.T
+    at = q.option_start[asked] + option
+    column = np.where(
+        offset <= 0,
+        parts.prefix_column[at] + q.n_prefix[asked] - 1 + offset,
+        parts.branch_column[at] + offset - 1,
+    )
+    column += shift[parts.option_row[at]]
+    place = parts.option_row[at] * shape[1] + column  # in the flat (B, T) grid
+    keep = np.zeros(shape, dtype=bool)
+    keep.flat[place] = True
+    if question_loss:
+        first = q.option_start[:-1]  # the prefix as the first option has it
+        began = parts.option_row[first] * shape[1] + parts.prefix_column[first]
+        # Every prefix token but the first is read where the one before it stands.
+        prefix_place = ranges(began + shift[parts.option_row[first]], q.n_prefix - 1)
+        keep.flat[prefix_place] = True
+    slot = keep.cumsum() - 1  # kept position of each token, (B * T,)
+    if question_loss:
+        batch["question_at"] = slot[prefix_place]
+        batch["question_token"] = q.token[ranges(q.start[:-1] + 1, q.n_prefix - 1)]
+    k_max = int(q.n_options.max())
+    step, read_step = np.unique((asked * k_max + option) * keep.size + place, return_inverse=True)
+    owner, branch = batch.pop("owner"), batch.pop("branch")
+    real = np.arange(k_max)[None, :] < q.n_options[:, None]  # (Q, K)
+    divisor = np.ones(real.shape, dtype=np.float32)
+    divisor[real] = q.divisor
+    batch |= {
         "keep": keep,
-        "read_at": slot[read[:, 0], column],
-        "read_token": read[:, 2],
+        "read_at": slot[place],
+        "read_token": token.astype(np.int64),
         "read_step": read_step,
-        "step_option": step // keep.numel(),
+        "step_option": step // keep.size,
         "divisor": divisor,
-        "option": option,
-        "answer": torch.tensor([q.answer for q in encoded]),
+        "option": real,
+        "answer": q.answer,
     }
+    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    if shared or (branched and packed):
+        visible = _tree_mask(torch.from_numpy(owner), torch.from_numpy(branch))
+    else:
+        visible = torch.from_numpy(owner >= 0)
+    return tensors | {"visible": visible}
 
 
-class _Rows:
-    """Rows under construction: tokens, positions, and whose they are."""
+class _Parts(NamedTuple):
+    """Where each prefix and branch lies: P parts of Q questions with O options in all."""
 
-    def __init__(self) -> None:
-        self.rows: list[list[tuple[int, int, int, int]]] = []  # token, position, owner, branch
-
-    def add(
-        self, row: int, owner: int, prefix: list[int], branches: list[list[int]]
-    ) -> tuple[int, int, list[int]]:
-        """Append a question to a row (-1: a new one): the row, and where its parts begin."""
-        row = len(self.rows) if row < 0 else row
-        while len(self.rows) <= row:
-            self.rows.append([])
-        cells = self.rows[row]
-        start, head = len(cells), len(prefix)
-        cells += [(token, t, owner, 0) for t, token in enumerate(prefix)]
-        starts = []
-        for k, branch in enumerate(branches):
-            starts.append(len(cells))
-            cells += [(token, head + t, owner, k + 1) for t, token in enumerate(branch)]
-        return row, start, starts
-
-    def tensors(self, pad_token: int, padding_side: str) -> tuple[Batch, torch.Tensor]:
-        """Padded (B, T) tensors, and by how much each row was shifted to the right, (B,)."""
-        width = max(map(len, self.rows))
-        shift = [width - len(r) if padding_side == "left" else 0 for r in self.rows]
-        padding = [pad_token, 0, -1, -1]
-        whole = torch.tensor(padding).repeat(len(self.rows), width, 1)  # (B, T, 4)
-        for r, cells in enumerate(self.rows):
-            whole[r, shift[r] : shift[r] + len(cells)] = torch.tensor(cells)
-        names = ("input_ids", "position_ids", "owner", "branch")
-        parts = {name: whole[..., j].contiguous() for j, name in enumerate(names)}
-        return parts, torch.tensor(shift)
+    row: Integers  # (P,)
+    column: Integers  # (P,)
+    source: Integers  # (P,) first token in the flat tokens
+    length: Integers  # (P,)
+    position: Integers  # (P,) of the first token in its sequence
+    owner: Integers  # (P,) question
+    branch: Integers  # (P,) 0 for a prefix, k + 1 for the branch of option k
+    option_row: Integers  # (O,)
+    prefix_column: Integers  # (O,) where the option's prefix begins in its row
+    branch_column: Integers  # (O,)
 
 
-def _assign(encoded: list[EncodedQuestion], row_tokens: int) -> list[tuple[int, int]]:
-    """Share questions out over rows of about equal length: (question, row), longest first."""
-    total = sum(q.n_tokens for q in encoded)
-    filled = [0] * -(-total // row_tokens)
-    places = []
-    for i in sorted(range(len(encoded)), key=lambda i: (-encoded[i].n_tokens, i)):
-        row = min(range(len(filled)), key=filled.__getitem__)
-        filled[row] += encoded[i].n_tokens
-        places.append((i, row))
-    return places
+def _parts(q: Tokens, *, each_option: bool, row_tokens: int) -> _Parts:
+    """Lay out every option in a row of its own, or all of a question in one that may be shared."""
+    of = np.repeat(np.arange(len(q)), q.n_options)  # question of each option, (O,)
+    number = np.arange(len(of)) - q.option_start[of]
+    before = starts(q.n_branch)[:-1]
+    before = before - before[q.option_start[of]]  # branch tokens before this option's
+    branch_source = q.start[of] + q.n_prefix[of] + before
+    if each_option:
+        option_row = np.arange(len(of))
+        prefix_column, branch_column, prefixes = np.zeros_like(of), q.n_prefix[of], of
+        prefix_row, prefix_at = option_row, prefix_column
+    else:
+        prefix_row, prefix_at = _assign(q.n_tokens, row_tokens)
+        option_row, prefix_column = prefix_row[of], prefix_at[of]
+        branch_column, prefixes = prefix_column + q.n_prefix[of] + before, np.arange(len(q))
+    return _Parts(
+        row=np.concatenate([prefix_row, option_row]),
+        column=np.concatenate([prefix_at, branch_column]),
+        source=np.concatenate([q.start[prefixes], branch_source]),
+        length=np.concatenate([q.n_prefix[prefixes], q.n_branch]),
+        position=np.concatenate([np.zeros_like(prefixes), q.n_prefix[of]]),
+        owner=np.concatenate([prefixes, of]),
+        branch=np.concatenate([np.zeros_like(prefixes), number + 1]),
+        option_row=option_row,
+        prefix_column=prefix_column,
+        branch_column=branch_column,
+    )
+
+
+def _assign(n_tokens: Integers, row_tokens: int) -> tuple[Integers, Integers]:
+    """Row and first column of each question: one row each, or rows of about equal length."""
+    if not row_tokens:
+        return np.arange(len(n_tokens)), np.zeros_like(n_tokens)
+    filled = [0] * -(-int(n_tokens.sum()) // row_tokens)
+    rows, columns = np.zeros_like(n_tokens), np.zeros_like(n_tokens)
+    for i in np.argsort(-n_tokens, kind="stable"):  # longest first
+        rows[i] = row = min(range(len(filled)), key=filled.__getitem__)
+        columns[i] = filled[row]
+        filled[row] += int(n_tokens[i])
+    return rows, columns
+
+
+def _rows(
+    token: NDArray[np.int32], parts: _Parts, pad_token: int, padding_side: str
+) -> tuple[dict[str, Any], Integers]:
+    """Padded (B, T) arrays, and by how much each row was shifted to the right, (B,)."""
+    ends = np.zeros(int(parts.row.max()) + 1, dtype=np.int64)
+    np.maximum.at(ends, parts.row, parts.column + parts.length)
+    width = int(ends.max())
+    shift = width - ends if padding_side == "left" else np.zeros_like(ends)
+    place = ranges(parts.row * width + parts.column + shift[parts.row], parts.length)
+    arrays = {}
+    for name, padding, values in (
+        ("input_ids", pad_token, token[ranges(parts.source, parts.length)]),
+        ("position_ids", 0, ranges(parts.position, parts.length)),
+        ("owner", -1, np.repeat(parts.owner, parts.length)),
+        ("branch", -1, np.repeat(parts.branch, parts.length)),
+    ):
+        arrays[name] = np.full((len(ends), width), padding, dtype=np.int64)
+        arrays[name].flat[place] = values
+    return arrays, shift
 
 
 def _tree_mask(owner: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from calibrant.answers import AnswerTable
+from calibrant.errors import InputError
 from calibrant.permutations import in_own_order, permuted
 from calibrant.progress import progress
-from calibrant.prompts import EncodedQuestion, Prompt, PromptLike, check_lists_options, encode
+from calibrant.prompts import (
+    EncodedQuestion,
+    Prompt,
+    PromptLike,
+    check_lists_options,
+    encode_chunks,
+)
 from calibrant.questions import Question, question_key
 from calibrant.scoring.batch import can_pack, check_lengths, collate, option_scores, unwrapped
+from calibrant.scoring.journal import Journal
+from calibrant.scoring.processes import ALONE, Processes
+from calibrant.scoring.tokens import Tokens
 from calibrant.version import __version__
 
 # Kept logits of one batch are held to this many float32 values (128 MiB), three times over while
 # their softmax is taken.
 LOGITS_BUDGET = 2**25
+
+# Tokens of a batch where memory does not matter. A matrix product is as fast as it gets from a few
+# hundred rows on a CPU; more tokens would only mean more padding. A GPU needs many more.
+BATCH_TOKENS = {"cpu": 512}
+ACCELERATOR_BATCH_TOKENS = 16384
 
 
 def score(
@@ -32,6 +50,8 @@ def score(
     permutations: str | int | None = None,
     seed: int = 0,
     batch_tokens: int | None = None,
+    partial: str | os.PathLike[str] | None = None,
+    processes: Processes = ALONE,
     show_progress: bool = True,
 ) -> AnswerTable:
     r"""Ask a model every question and return its option log-probabilities.
@@ -52,7 +72,12 @@ def score(
     permutations : ask every question with its options in several orders, "cyclic", "all" or a
         number of random ones drawn with ``seed`` (`calibrant.permutations.permuted`); aggregate the
         rows with `calibrant.permutations.average` before anything else.
-    batch_tokens : tokens per forward pass, padding included (1024 on a CPU, else 16384).
+    batch_tokens : tokens per forward pass, padding included; by default as many as are of use and
+        fit in memory. A batch that does not fit after all is halved until it does.
+    partial : folder that keeps every finished batch, so that a run killed at any moment goes on
+        where it stopped and gives the same table. It stays when all is done: save the table, then
+        delete it (`calibrant.runs.answers_at` does).
+    processes : share the batches out over these; each then has the whole table.
     show_progress : draw a progress bar on standard error.
 
     Returns
@@ -64,8 +89,9 @@ def score(
     Raises
     ------
     InputError
-        If the tokenizer cannot form the prompt, a question is longer than the model's context, or
-        options are to be permuted that the prompt does not list.
+        If the tokenizer cannot form the prompt, a question is longer than the model's context or
+        alone too large for the memory, options are to be permuted that the prompt does not list,
+        or ``partial`` holds results of another run.
     """
     prompt = Prompt.of(prompt)
     if permutations is not None:
@@ -77,13 +103,21 @@ def score(
             rows,
             prompt=prompt,
             batch_tokens=batch_tokens,
+            partial=partial,
+            processes=processes,
             show_progress=show_progress,
         )
         notes = _data(questions) | {"permutations": {"orders": permutations, "seed": seed}}
         return in_own_order(answers.with_logprobs(answers.logprobs, **notes), orders)
-    encoded = encode(list(questions), tokenizer, prompt)
+    encoded = Tokens.join(encode_chunks(list(questions), tokenizer, prompt))
     scores = score_encoded(
-        model, tokenizer, encoded, batch_tokens=batch_tokens, show_progress=show_progress
+        model,
+        tokenizer,
+        encoded,
+        batch_tokens=batch_tokens,
+        partial=partial,
+        processes=processes,
+        show_progress=show_progress,
     )
     n_options = np.array([len(q.choices) for q in questions])
     with np.errstate(under="ignore"):
@@ -96,39 +130,164 @@ def score(
         option_mass=np.minimum(mass, 1.0),
         tasks=tuple(q.subject or "" for q in questions),
         groups=tuple(question_key(q) for q in questions),
-        provenance=_provenance(model, questions, prompt)
-        | {"tokens": sum(q.n_tokens for q in encoded)},
+        provenance=_provenance(model, questions, prompt) | {"tokens": int(encoded.n_tokens.sum())},
     )
 
 
 def score_encoded(
     model: Any,
     tokenizer: Any,
-    encoded: list[EncodedQuestion],
+    encoded: Sequence[EncodedQuestion] | Tokens,
     *,
     batch_tokens: int | None = None,
+    partial: str | os.PathLike[str] | None = None,
+    processes: Processes = ALONE,
     show_progress: bool = True,
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Option scores of encoded questions, (N, K) float64, ``-inf`` for padding options."""
-    check_lengths(model, encoded)
-    packed = can_pack(model, encoded)
-    device = model.device
-    budget = batch_tokens or (1024 if device.type == "cpu" else 16384)
-    vocabulary = unwrapped(model).config.vocab_size
-    scores = np.full((len(encoded), max(len(q.reads) for q in encoded)), -np.inf)
-    with _evaluating(model), progress("scoring", len(encoded), "q", show=show_progress) as advance:
-        for rows in _batches(encoded, budget, vocabulary, packed):
-            batch = collate(
-                [encoded[i] for i in rows],
-                pad_token=pad_token(tokenizer),
-                packed=packed,
-                padding_side=tokenizer.padding_side,
-            )
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            part = option_scores(model, batch)[0].cpu().double().numpy()
-            scores[rows, : part.shape[1]] = part
-            advance(len(rows))
+) -> NDArray[np.float64]:
+    """Option scores of encoded questions, (N, K) float64, ``-inf`` for padding options.
+
+    The batches depend on the questions and ``batch_tokens`` alone, not on where an earlier run
+    stopped nor on the number of processes, so neither changes a bit of the result.
+    """
+    tokens = Tokens.of(encoded)
+    check_lengths(model, tokens)
+    packed = can_pack(model, tokens)
+    journal = None if partial is None else Journal(partial)
+    started = journal.plan.get("batch_tokens") if journal else None
+    budget = processes.of_first(batch_tokens or started or automatic_batch_tokens(model))
+    batches = plan_batches(tokens, budget, unwrapped(model).config.vocab_size, packed)
+    done: dict[int, list[list[float]]] = {}
+    if journal is not None:
+        plan = _plan(model, tokens, batches, budget, packed, tokenizer.padding_side)
+        done = processes.of_first(journal.begin(plan) if processes.rank == 0 else {})
+    todo = [b for b in range(len(batches)) if b not in done][processes.rank :: processes.world]
+    forward = _Forward(model, tokens, pad_token(tokenizer), packed, tokenizer.padding_side)
+    write = journal.writing(processes.rank) if journal else contextlib.nullcontext(_discard)
+    show = show_progress and processes.rank == 0
+    with (
+        _evaluating(model),
+        write as keep,
+        progress("scoring", sum(len(batches[b]) for b in todo), "q", show=show) as advance,
+    ):
+        found = {}
+        for b in todo:
+            found[b] = forward(batches[b])
+            keep(b, found[b])
+            advance(len(batches[b]))
+    scores = np.full((len(tokens), int(tokens.n_options.max())), -np.inf)
+    for part in (done, *processes.of_all(found)):
+        for b, rows in part.items():
+            for i, row in zip(batches[b], rows, strict=True):
+                scores[i, : len(row)] = row
     return scores
+
+
+def _discard(index: int, value: Any) -> None:
+    pass
+
+
+class _Forward:
+    """Scores of a batch, by question; halves what does not fit in memory, and what follows it."""
+
+    def __init__(
+        self, model: Any, tokens: Tokens, pad: int, packed: bool, padding_side: str
+    ) -> None:
+        self.model, self.tokens = model, tokens
+        self.layout: dict[str, Any] = {
+            "pad_token": pad,
+            "packed": packed,
+            "padding_side": padding_side,
+        }
+        self.pieces = 1
+
+    def __call__(self, rows: NDArray[np.int64]) -> list[list[float]]:
+        while True:
+            pieces = min(self.pieces, len(rows))
+            try:
+                return [row for piece in np.array_split(rows, pieces) for row in self._run(piece)]
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if pieces == len(rows):
+                    largest = rows[self.tokens.n_tokens[rows].argmax()]
+                    raise InputError(
+                        f"question {self.tokens.ids[largest]!r} takes "
+                        f"{self.tokens.n_tokens[largest]} tokens and does not fit in memory even "
+                        "alone; expected a smaller model or dtype, or a shorter prompt"
+                    ) from error
+            # Outside the handler, which would keep the failed batch's tensors alive.
+            self.pieces = 2 * pieces
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _run(self, rows: NDArray[np.int64]) -> list[list[float]]:
+        batch = collate(self.tokens.take(rows), **self.layout)
+        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        scores = option_scores(self.model, batch)[0].cpu().double().tolist()
+        return [row[:k] for row, k in zip(scores, self.tokens.n_options[rows], strict=True)]
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or bool(should_reduce_batch_size(error))
+
+
+def automatic_batch_tokens(model: Any) -> int:
+    """Tokens of a forward pass: as many as are of use, as long as they take half the free memory.
+
+    An estimate, from the width of the model's layers; `score` halves a batch that is too large.
+    """
+    device = model.device.type
+    useful = BATCH_TOKENS.get(device, ACCELERATOR_BATCH_TOKENS)
+    if device == "cuda":
+        free = torch.cuda.mem_get_info(model.device)[0]
+    elif device == "cpu":
+        import psutil
+
+        free = psutil.virtual_memory().available
+    else:
+        return useful
+    config = unwrapped(model).config
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    # Alive at once in a layer: residual, normed input, queries, keys, values, their rotated
+    # copies, attention output; and the MLP's gate, activation and product. Norms go to float32.
+    per_token = 4 * (10 * config.hidden_size + 4 * inner)
+    room = free // 2 - 3 * 4 * LOGITS_BUDGET
+    return int(max(1, min(useful, room // per_token)))
+
+
+def _plan(
+    model: Any,
+    tokens: Tokens,
+    batches: list[NDArray[np.int64]],
+    batch_tokens: int,
+    packed: bool,
+    padding_side: str,
+) -> dict[str, Any]:
+    """What partial results are parts of: every difference here could make a different table."""
+    order = hashlib.sha256(b"".join(rows.tobytes() + b"|" for rows in batches))
+    return {
+        "questions": tokens.fingerprint,
+        "weights": _weights(model),
+        "dtype": str(unwrapped(model).dtype).removeprefix("torch."),
+        "batch_tokens": batch_tokens,
+        "batches": order.hexdigest(),
+        "layout": f"{'packed' if packed else 'separate'}, padded on the {padding_side}",
+    }
+
+
+def _weights(model: Any) -> str:
+    """Hash of a few numbers of every weight: a model trained further has another."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        digest.update(name.encode())
+        if not weight.is_meta:
+            flat = weight.detach().flatten()
+            few = flat[:: max(1, len(flat) // 16)][:16].contiguous().cpu()
+            digest.update(few.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def pad_token(tokenizer: Any) -> int:
@@ -150,29 +309,31 @@ def _evaluating(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
-def _batches(
-    encoded: list[EncodedQuestion], batch_tokens: int, vocabulary: int, packed: bool
-) -> Iterator[list[int]]:
-    """Row indices of each batch, longest questions first, so that the memory peak comes first."""
+def plan_batches(
+    tokens: Tokens, batch_tokens: int, vocabulary: int, packed: bool
+) -> list[NDArray[np.int64]]:
+    """Rows of each batch, longest questions first, so that the memory peak comes first.
 
-    def size(q: EncodedQuestion) -> tuple[int, int]:  # rows, row length
-        if packed or not any(q.branches):
-            return 1, q.n_tokens
-        return len(q.branches), q.longest
-
-    order = sorted(range(len(encoded)), key=lambda i: (-size(encoded[i])[1], i))
-    rows: list[int] = []
-    n_rows = width = kept = 0
-    for i in order:
-        more, length = size(encoded[i])
-        reads = len({(k if o > 0 else 0, o) for k, r in enumerate(encoded[i].reads) for o, _ in r})
-        full = (n_rows + more) * max(width, length) > batch_tokens
-        if rows and (full or (kept + reads) * vocabulary > LOGITS_BUDGET):
-            yield rows
-            rows, n_rows, width, kept = [], 0, 0, 0
-        rows.append(i)
-        n_rows, width, kept = n_rows + more, max(width, length), kept + reads
-    yield rows
+    Questions of like length go together, up to ``batch_tokens`` tokens with their padding and
+    `LOGITS_BUDGET` logits.
+    """
+    if packed or not tokens.n_branch.any():
+        n_rows, widths = np.ones(len(tokens), dtype=np.int64), tokens.n_tokens
+    else:
+        n_rows, widths = tokens.n_options, tokens.longest
+    order = np.argsort(-widths, kind="stable")
+    batches = []
+    first = height = kept = 0
+    for at, (more, reads) in enumerate(
+        zip(n_rows[order].tolist(), tokens.n_kept[order].tolist(), strict=True)
+    ):
+        full = (height + more) * int(widths[order[first]]) > batch_tokens
+        if at > first and (full or (kept + reads) * vocabulary > LOGITS_BUDGET):
+            batches.append(order[first:at])
+            first, height, kept = at, 0, 0
+        height, kept = height + more, kept + reads
+    batches.append(order[first:])
+    return batches
 
 
 def _provenance(model: Any, questions: Sequence[Question], prompt: Prompt) -> dict[str, Any]:
