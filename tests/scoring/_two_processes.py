@@ -6,14 +6,17 @@ import sys
 from calibrant.cli import main
 from calibrant.scoring.journal import Journal
 
-copy, *arguments = sys.argv[1:]
-remove = Journal.remove
+
+def keep_a_copy(folder):
+    remove = Journal.remove
+
+    def copy_and_remove(journal):
+        shutil.copytree(journal.folder, folder)
+        remove(journal)
+
+    Journal.remove = copy_and_remove
 
 
-def copy_and_remove(journal):
-    shutil.copytree(journal.folder, copy)
-    remove(journal)
-
-
-Journal.remove = copy_and_remove
-main(arguments)
+if __name__ == "__main__":
+    keep_a_copy(sys.argv[1])
+    main(sys.argv[2:])

@@ -80,7 +80,7 @@ def test_a_folder_that_is_no_journal_is_not_deleted(tmp_path):
 # -- killed and gone on with ----------------------------------------------------------------------
 
 
-def ask(tokenizer, prompt, model=None, seed=0, batch_tokens=150):
+def ask(tokenizer, prompt, model=None, seed=0, batch_tokens=100):
     """What `answers_at` asks: many small batches."""
 
     def run(partial):

@@ -77,7 +77,7 @@ def command(
     else:
         sources = (*answers, *model)  # the shell makes several words of samples_*.jsonl
         table, title = _read(sources, lm_eval_metric)
-        if output_dir is not None:
+        if output_dir is not None and processes.rank == 0:
             settings = {"answers": list(sources), "lm_eval_metric": lm_eval_metric, "seed": seed}
             folder = _keep(table, settings, output_dir)
     if processes.rank > 0:
