@@ -10,11 +10,10 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import rel_entr
 
 from calibrant.answers import AnswerTable
-from calibrant.diagnosis._tempering import nearest_temperature
 from calibrant.diagnosis.collapse import CollapseReport, collapse
 from calibrant.errors import InputError
 from calibrant.permutations import average, flip_rate, letter_prior, permuted, recall_std
-from calibrant.posthoc import TemperatureScaling
+from calibrant.posthoc.reference import BaseKL
 from calibrant.questions import Question
 
 
@@ -143,7 +142,7 @@ def test_agreement_and_disagreement_are_kept_apart():
     assert report["disagreement_accuracy_gap"].value == 1.0
 
 
-def test_nearest_temperature_is_the_minimum_and_temperature_scaling_for_labels():
+def test_temperature_is_the_minimum_of_the_divergence():
     base = world(300, options=[3, 4])
     aligned = changed(base, slope=3.0, noise=1.0)
     target, z = base.probs(), aligned.logprobs
@@ -152,19 +151,18 @@ def test_nearest_temperature_is_the_minimum_and_temperature_scaling_for_labels()
         return rel_entr(target, softmax(z / math.exp(log_t))).sum(axis=1).mean()
 
     best = math.exp(minimize_scalar(divergence, bounds=(-3, 3), options={"xatol": 1e-9}).x)
-    assert nearest_temperature(z, target) == pytest.approx(best, rel=1e-4)
-    labels = np.eye(4)[aligned.labels]
-    fitted = TemperatureScaling().fit(aligned).temperature
-    assert nearest_temperature(z, labels) == pytest.approx(fitted, rel=1e-9)
+    found = collapse(base, aligned, n_resamples=20)["temperature"]
+    assert found.value == pytest.approx(best, rel=1e-4)
 
 
 def test_no_temperature_brings_opposed_scores_near():
     base = AnswerTable.from_probs([[0.8, 0.2]] * 4, [0] * 4)
     opposed = base.with_logprobs(-base.logprobs)
     report = collapse(base, opposed, n_resamples=20)
-    assert report["temperature"].value == math.inf
-    assert math.isnan(report["temperature_agreement"].value)
-    assert json.loads(report.to_json())["estimates"]["temperature"]["value"] == "inf"
+    assert math.isnan(report["temperature"].value)
+    assert "temperature is undefined" in report.notes[0]
+    assert "temperature_agreement is undefined: there is no question" in report.notes[1]
+    assert json.loads(report.to_json())["estimates"]["temperature"]["value"] == "nan"
 
 
 def test_one_newton_step_gives_the_refitted_bootstrap():
@@ -175,7 +173,9 @@ def test_one_newton_step_gives_the_refitted_bootstrap():
     draws = []
     for _ in range(400):
         rows = rng.integers(0, 400, 400)
-        draws.append(nearest_temperature(aligned.logprobs[rows], base.probs()[rows]))
+        once = AnswerTable.from_probs(aligned.probs()[rows], aligned.labels[rows])
+        other = AnswerTable.from_probs(base.probs()[rows], base.labels[rows])
+        draws.append(BaseKL().fit(once, other).temperature)
     low, high = np.quantile(draws, [0.025, 0.975])
     width = high - low
     assert report["temperature"].low == pytest.approx(low, abs=0.12 * width)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrant.answers import AnswerTable
-from calibrant.diagnosis._tempering import nearest_temperature, newton_terms
+from calibrant.diagnosis._tempering import newton_terms
 from calibrant.diagnosis.report import SATURATED, _check_version, _parse, _read, _write
 from calibrant.diagnosis.verdict import _joint_groups
 from calibrant.errors import InputError
@@ -30,6 +30,7 @@ from calibrant.metrics.inference import (
     wilson_interval,
 )
 from calibrant.permutations import average, own_orders, question_priors
+from calibrant.posthoc.reference import BaseKL
 
 FORMAT_VERSION = 1
 LEVEL = 0.95
@@ -507,8 +508,7 @@ def _change(base: AnswerTable, aligned: AnswerTable, resamples: _Resamples) -> d
 def _temperatures(
     base: AnswerTable, aligned: AnswerTable, resamples: _Resamples, notes: list[str]
 ) -> dict[str, Estimate]:
-    target, z = base.probs(), aligned.logprobs
-    possible = np.logical_not((np.isneginf(z) & (target > 0)).any(axis=1))
+    possible = np.logical_not((np.isneginf(aligned.logprobs) & (base.probs() > 0)).any(axis=1))
     if not possible.all():
         notes.append(
             f"{np.count_nonzero(~possible)} questions have an option to which the aligned model "
@@ -516,21 +516,26 @@ def _temperatures(
             "they are left out of the temperatures"
         )
     agree = aligned.predictions == base.predictions
-    return {
-        name: _temperature(name, target, z, rows, resamples)
-        for name, rows in (("temperature", possible), ("temperature_agreement", possible & agree))
-    }
+    found = {}
+    for name, rows in (("temperature", possible), ("temperature_agreement", possible & agree)):
+        try:
+            found[name] = _temperature(name, base, aligned, rows, resamples)
+        except InputError as error:  # no optimum, or no such question
+            notes.append(f"{name} is undefined: {error}")
+            found[name] = resamples.estimate(name, np.array([math.nan]))
+    return found
 
 
 def _temperature(
-    name: str, target: Floats, z: Floats, rows: Bools, resamples: _Resamples
+    name: str, base: AnswerTable, aligned: AnswerTable, rows: Bools, resamples: _Resamples
 ) -> Estimate:
     """T and its interval; each resample's optimum is one Newton step from the sample's."""
-    best = nearest_temperature(z[rows], target[rows]) if rows.any() else math.nan
-    if not 0 < best < math.inf:
-        return resamples.estimate(name, np.array([best]))
-    first, second = np.zeros(len(z)), np.zeros(len(z))
-    first[rows], second[rows] = newton_terms(z[rows], target[rows], 1 / best)
+    if not rows.any():
+        raise InputError("there is no question to fit it on")
+    here, there = aligned.select(rows), base.select(rows)
+    best = BaseKL().fit(here, there).temperature
+    first, second = np.zeros(len(rows)), np.zeros(len(rows))
+    first[rows], second[rows] = newton_terms(here.logprobs, there.probs(), best)
     s = resamples.sums({"first": first, "second": second})
     step = _ratio(s["first"] * best, s["second"])
     return resamples.estimate(name, best * np.exp(np.clip(step, -50, 50)))

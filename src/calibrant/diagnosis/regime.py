@@ -347,7 +347,7 @@ def _recalibrated_confidence(table: AnswerTable, notes: list[str]) -> Estimate |
     p = weight / weight.sum(axis=1, keepdims=True)
     confidence = p.max(axis=1)
     turn = -confidence * (p * np.where(np.isfinite(z), z, 0.0)).sum(axis=1)  # dc/dβ, β = 1/T
-    first, second = newton_terms(z, np.eye(z.shape[1])[table.labels], 1 / temperature)
+    first, second = newton_terms(z, np.eye(z.shape[1])[table.labels], temperature)
     influence = confidence - turn.mean() * first / second.mean()
     return _mean("bracket_high", influence, table.groups)
 
