@@ -13,6 +13,7 @@ from calibrant.version import __version__
 
 # Verb -> one line for --help; the verb's module is imported only when it is called.
 VERBS = {
+    "collapse": "Show what alignment did to a model's answers, stage by stage.",
     "compare": "Compare two runs, paired on the same questions.",
     "evaluate": "Measure the calibration of a model, or of an answer table.",
     "restore": "Restore a model's calibration; measure before and after.",

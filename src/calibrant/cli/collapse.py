@@ -1,0 +1,115 @@
+"""``calibrant collapse``: what each stage of alignment did to a model's answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from calibrant.cli.options import config_option, model_options, output_option, seed_option
+
+STAGES = "stages"  # folder inside the run folder: one run folder per model asked
+
+
+@click.command("collapse")
+@click.option("--base", required=True, help="The stage to compare with: MODEL, run or answers.")
+@click.option("--aligned", multiple=True, required=True, help="A later stage (repeatable).")
+@click.option("--questions", help="File or Hub id[:split] of labelled questions, to ask models.")
+@click.option("--limit", type=click.IntRange(1), help="Ask only a random sample of this size.")
+@click.option("--skip-invalid", is_flag=True, help="Leave out bad rows, and say which.")
+@model_options
+@output_option("runs/collapse")
+@seed_option
+@config_option
+def command(base: str, aligned: tuple[str, ...], output_dir: str, seed: int, **asked: Any) -> None:
+    """Show what alignment did: over-confidence, sharpening, drift and letter bias.
+
+    Each stage is a run folder, a file of answers (Parquet, CSV, lm-eval samples), or a MODEL, which
+    needs --questions. Stages are compared on the questions they share with the base.
+
+    \b
+    calibrant collapse --base runs/base --aligned runs/sft --aligned runs/dpo
+    calibrant collapse --base BASE_MODEL --aligned DPO_MODEL --questions test.jsonl
+    """
+    from rich.console import Console
+
+    from calibrant.diagnosis.collapse import collapse
+    from calibrant.report.collapse import collapse_table, letter_table, write_collapse
+    from calibrant.runs import open_run, versions
+
+    sources = (base, *aligned)
+    if asked["questions"] is None and (models := [s for s in sources if not _has_answers(s)]):
+        raise click.UsageError(
+            f"{models[0]}: holds no answers; to ask it as a model, give --questions"
+        )
+    names = _names(sources)
+    settings = {"base": base, "aligned": list(aligned), "seed": seed, **_plain(asked)}
+    config = {"command": "collapse", "settings": settings, "versions": versions()}
+    folder = open_run(output_dir, config)
+    tables = {
+        name: _answers(source, folder / STAGES / _slug(name), seed, asked)
+        for name, source in zip(names, sources, strict=True)
+    }
+    first = tables[names[0]]
+    reports = {
+        name: collapse(None if name == names[0] else first, table, seed=seed)
+        for name, table in tables.items()
+    }
+    console = Console()
+    console.print(collapse_table(reports, intervals=False).to_rich())
+    console.print(letter_table(reports, intervals=False).to_rich())
+    write_collapse(folder, tables=tables, reports=reports)
+    click.echo(f"Written to {folder}: report.md, collapse.json, collapse.png")
+
+
+def _has_answers(source: str) -> bool:
+    """Whether this is a file of answers, or a folder that holds some, rather than a model."""
+    path = Path(source)
+    inside = (path / "answers.parquet").is_file() or (path / "answers").is_dir()
+    return path.is_file() or inside or next(path.glob("samples_*.jsonl"), None) is not None
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """Short names of the stages: the last part of the path, or all of it where that is not unique.
+
+    A file that every run folder has is called by its folder.
+    """
+    from calibrant.errors import InputError
+    from calibrant.runs import set_name
+
+    paths = [Path(source) for source in sources]
+    short = [
+        p.parent.name if p.name == "answers.parquet" else p.stem if p.is_file() else p.name
+        for p in paths
+    ]
+    counts = Counter(short)
+    names = [a if a and counts[a] == 1 else b for a, b in zip(short, sources, strict=True)]
+    if len({set_name(name) for name in names}) < len(names):
+        raise InputError(f"stages {', '.join(names)}: expected each once, with different names")
+    return names
+
+
+def _slug(name: str) -> str:
+    from calibrant.runs import set_name
+
+    return set_name(name)
+
+
+def _plain(asked: dict[str, Any]) -> dict[str, Any]:
+    """Give the options as config.yaml can hold them; the device changes nothing in the result."""
+    plain = {name: value for name, value in asked.items() if name != "device"}
+    return {**plain, "prompt": asked["prompt"].to_json()}
+
+
+def _answers(source: str, folder: Path, seed: int, asked: dict[str, Any]) -> Any:
+    """Answers of one stage: read where they are, or asked for now."""
+    from calibrant.cli.evaluate import _ask, _read
+
+    if _has_answers(source):
+        return _read((source,), "acc")[0]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    click.echo(f"scoring {source}", err=True)
+    return _ask(str(folder), seed, model=source, **asked)[0]
