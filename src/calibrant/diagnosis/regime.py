@@ -400,12 +400,12 @@ def _reason(label: str, found: dict[str, Estimate], evidence: _Evidence, margin:
     train, test, gap = (found[k] for k in ("train_accuracy", "test_accuracy", "test_gap"))
     compared = [*evidence.above_bounds, *evidence.above_guesses]
     rivals = ", ".join(
-        f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}] from {_RIVALS[e.name]}" for e in compared
+        f"{_RIVALS[e.name]} by {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]" for e in compared
     )
     return (
         f"train accuracy is {train.value:.3f} [{train.low:.3f}, {train.high:.3f}] (N = {train.n}), "
         f"test accuracy {test.value:.3f} [{test.low:.3f}, {test.high:.3f}] (N = {test.n}); train "
-        f"accuracy is {rivals}. {_conclusion(label, compared, margin)} On test, confidence is "
+        f"accuracy exceeds {rivals}. {_conclusion(label, compared, margin)} On test, confidence is "
         f"{gap.value:+.3f} off accuracy: {found['in_sample_gap'].value:+.3f} fitted in-sample, "
         f"{found['generalisation_gap'].value:+.3f} accuracy that did not generalise, "
         f"{-found['shrinkage'].value:+.3f} change of confidence."

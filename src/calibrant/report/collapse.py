@@ -98,7 +98,7 @@ def collapse_table(reports: Mapping[str, CollapseReport], *, intervals: bool = T
 
 
 def letter_table(reports: Mapping[str, CollapseReport], *, intervals: bool = True) -> Table:
-    """Show what each letter gets: predictions, log-probability and, from permutations, the prior."""
+    """Show what each letter gets: predictions, log-probability, and the prior where known."""
     width = max(len(report.predicted_shares) for report in reports.values())
     rows: list[tuple[str, ...]] = []
     for name, report in reports.items():
@@ -159,7 +159,7 @@ class StagePanels:
 def prepare_collapse(
     base: AnswerTable | None, stage: AnswerTable, report: CollapseReport, *, name: str
 ) -> StagePanels:
-    """Compute what `plot_collapse` draws of one stage, from the tables its report was made of."""
+    """Compute what `plot_collapse` draws of one stage, from the tables its report is about."""
     if stage.orders is not None:
         stage = average(stage)
     start = stage
@@ -172,8 +172,8 @@ def prepare_collapse(
     if base is not None:
         usable = np.isfinite(start.logprobs) & np.isfinite(stage.logprobs)
         x, y = (_centred(t.logprobs, usable) for t in (start, stage))
-        step = max(1, len(x) // _POINTS)
-        x, y = x[::step], y[::step]
+        drawn = np.random.default_rng(0).permutation(len(x))[:_POINTS]
+        x, y = x[drawn], y[drawn]
     return StagePanels(
         name=name,
         confidence=prepare_confidence(stage.confidence, stage.correct, name=name),
@@ -269,7 +269,7 @@ def _draw_entropy(axes: Axes, stage: StagePanels, top: float) -> None:
 def _reach(scores: Sequence[Floats]) -> float:
     """Half the width of an axis that holds nearly all of the scores."""
     found = [float(np.quantile(np.abs(x), 0.998)) for x in scores if len(x)]
-    return 1.05 * max(found, default=1.0)
+    return 1.05 * max(found, default=0.0) or 1.0
 
 
 def _draw_scores(axes: Axes, stage: StagePanels, across: float, up: float) -> None:

@@ -1,0 +1,74 @@
+"""``calibrant diagnose``: calibratable or not, with the evidence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from calibrant.cli.options import config_option, seed_option
+
+
+@click.command("diagnose")
+@click.option("--train", required=True, help="The model's run on questions it was tuned on.")
+@click.option("--test", required=True, help="Its run on fresh questions like them.")
+@click.option("--reference", help="Another model's run, on questions it was not tuned on.")
+@click.option(
+    "--margin",
+    default=0.05,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Train accuracy above the critical accuracy that is still called calibratable.",
+)
+@click.option("--output-dir", help="Folder for report.md and regime.json; none by default.")
+@seed_option
+@config_option
+def command(
+    train: str, test: str, reference: str | None, margin: float, output_dir: str | None, seed: int
+) -> None:
+    """Decide whether a model can be calibrated at its accuracy, and by what.
+
+    A run is a run folder or a file of answers. Of a run with training questions among its sets,
+    --train takes those and --test the others. A reference, say the model before tuning, brackets
+    the critical accuracy.
+
+    \b
+    calibrant diagnose --train runs/restore/cft --test runs/restore/cft
+    calibrant diagnose --train train.parquet --test test.parquet --reference base.parquet
+    """
+    from rich.console import Console
+
+    from calibrant.diagnosis.regime import regime
+    from calibrant.report.regime import regime_table, write_regime
+    from calibrant.runs import open_run, versions
+
+    other = None if reference is None else _table(reference, "--reference")
+    report = regime(
+        _table(train, "--train"), _table(test, "--test"), other, margin=margin, seed=seed
+    )
+    Console().print(regime_table(report).to_rich())
+    if output_dir is not None:
+        settings = {
+            "train": train, "test": test, "reference": reference, "margin": margin, "seed": seed,
+        }  # fmt: skip
+        config = {"command": "diagnose", "settings": settings, "versions": versions()}
+        folder = open_run(output_dir, config)
+        write_regime(folder, report)
+        click.echo(f"Written to {folder}: report.md, regime.json")
+
+
+def _table(run: str, option: str) -> Any:
+    """Give the one table meant: of several sets the training questions, or the set beside them."""
+    from calibrant.errors import InputError
+    from calibrant.runs import TRAIN, read_answers
+
+    tables = read_answers(run)
+    if option == "--train" and TRAIN in tables:
+        return tables[TRAIN]
+    meant = list(tables) if len(tables) == 1 else [name for name in tables if name != TRAIN]
+    if len(meant) != 1 or (option == "--train" and len(tables) > 1):
+        raise InputError(
+            f"{option} {run}: holds {len(tables)} answer tables ({', '.join(tables)}); expected "
+            "one: give the Parquet file"
+        )
+    return tables[meant[0]]
