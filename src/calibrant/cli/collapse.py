@@ -39,6 +39,7 @@ def command(base: str, aligned: tuple[str, ...], output_dir: str, seed: int, **a
     from calibrant.diagnosis.collapse import collapse
     from calibrant.report.collapse import collapse_table, letter_table, write_collapse
     from calibrant.runs import open_run, versions
+    from calibrant.scoring.processes import Processes
 
     sources = (base, *aligned)
     if asked["questions"] is None and (models := [s for s in sources if not _has_answers(s)]):
@@ -48,11 +49,15 @@ def command(base: str, aligned: tuple[str, ...], output_dir: str, seed: int, **a
     names = _names(sources)
     settings = {"base": base, "aligned": list(aligned), "seed": seed, **_plain(asked)}
     config = {"command": "collapse", "settings": settings, "versions": versions()}
-    folder = open_run(output_dir, config)
+    folder, processes = Path(output_dir), Processes.join()
+    if processes.rank == 0:
+        open_run(folder, config)
     tables = {
-        name: _answers(source, folder / STAGES / _slug(name), seed, asked)
+        name: _answers(source, folder / STAGES / _slug(name), seed, processes, asked)
         for name, source in zip(names, sources, strict=True)
     }
+    if processes.rank > 0:
+        return
     first = tables[names[0]]
     reports = {
         name: collapse(None if name == names[0] else first, table, seed=seed)
@@ -104,12 +109,12 @@ def _plain(asked: dict[str, Any]) -> dict[str, Any]:
     return {**plain, "prompt": asked["prompt"].to_json()}
 
 
-def _answers(source: str, folder: Path, seed: int, asked: dict[str, Any]) -> Any:
+def _answers(source: str, folder: Path, seed: int, processes: Any, asked: dict[str, Any]) -> Any:
     """Answers of one stage: read where they are, or asked for now."""
     from calibrant.cli.evaluate import _ask, _read
 
     if _has_answers(source):
         return _read((source,), "acc")[0]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    click.echo(f"scoring {source}", err=True)
-    return _ask(str(folder), seed, model=source, **asked)[0]
+    if processes.rank == 0:
+        click.echo(f"scoring {source}", err=True)
+    return _ask(str(folder), seed, processes, model=source, **asked)[0]
