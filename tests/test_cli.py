@@ -254,6 +254,12 @@ def test_a_config_file_gives_defaults_and_flags_win(world, tmp_path, capsys):
         (["evaluate", "--answers", "missing.jsonl"], 1, "holds no answer table"),
         (["evaluate", "nowhere", "--questions", "missing.jsonl"], 1, "missing.jsonl"),
         (["evaluate", "--answers", "missing.parquet"], 1, "holds no answer table"),
+        (["evaluate", "m", "--questions", "q", "--timeout", "9"], 2, "--timeout needs --server"),
+        (
+            ["evaluate", "m", "--questions", "q", "--server", "http://a/v1", "--dtype", "float32"],
+            2,
+            "--dtype is for a model loaded here",
+        ),
         (["restore", "m"], 2, "--train"),
         (["restore", "m", "--train", "a", "--eval", "b", "--method", "magic"], 2, "magic"),
         (["conjure"], 2, "No such command"),

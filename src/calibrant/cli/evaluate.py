@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from calibrant.cli.options import config_option, model_options, seed_option
+from calibrant.cli.options import (
+    config_option,
+    model_options,
+    refuse_unused,
+    seed_option,
+    server_options,
+)
 
 DEFAULT_FOLDER = "runs/evaluate"
+# Options that can change an answer table, so that a run folder is of one choice of them.
+LOCAL_RESULT = ("dtype", "gguf_file")
+SERVER_RESULT = ("tokenizer", "top_logprobs")
 
 
 @click.command("evaluate")
@@ -32,6 +42,7 @@ DEFAULT_FOLDER = "runs/evaluate"
 @click.option("--limit", type=click.IntRange(1), help="Ask only a random sample of this size.")
 @click.option("--skip-invalid", is_flag=True, help="Leave out bad rows, and say which.")
 @model_options
+@server_options
 @click.option(
     "--output-dir",
     help=f"Run folder.  [default: {DEFAULT_FOLDER} for a model; none is written for --answers]",
@@ -48,10 +59,11 @@ def command(
 ) -> None:
     """Measure the calibration of MODEL on labelled questions, or of answers that are there.
 
-    MODEL is a Hub id, a folder, or the folder of a PEFT adapter.
+    MODEL is a Hub id, a folder, or the folder of a PEFT adapter; with --server its name there.
 
     \b
     calibrant evaluate MODEL --questions test.jsonl
+    calibrant evaluate NAME --server http://localhost:8000/v1 --questions test.jsonl
     calibrant evaluate --answers runs/evaluate/answers.parquet
     calibrant evaluate --answers probabilities.csv
     calibrant evaluate --answers samples_*.jsonl
@@ -68,8 +80,13 @@ def command(
         raise click.UsageError("expected MODEL with --questions, or --answers alone")
     if answers and (asked["limit"] or asked["skip_invalid"]):
         raise click.UsageError("--limit and --skip-invalid go with --questions, not --answers")
+    refuse_unused(served=asked["server"] is not None)
     folder: Path | None = None
     processes = Processes.join()
+    if asked["server"] is not None and processes.world > 1:
+        raise click.UsageError(
+            "--server needs one process: it sends --concurrency requests at once"
+        )
     if asking:
         table, title, folder = _ask(
             output_dir or DEFAULT_FOLDER, seed, processes, model=model[0], **asked
@@ -103,9 +120,8 @@ def _ask(
     limit: int | None,
     skip_invalid: bool,
     prompt: Any,
-    dtype: str,
-    device: str,
-    gguf_file: str | None,
+    server: str | None,
+    **how: Any,
 ) -> tuple[Any, str, Path]:
     """Answer table of the run folder, made now unless it is there already."""
     from calibrant.questions import load_questions
@@ -115,14 +131,15 @@ def _ask(
     if processes.rank == 0:
         for line in (*loaded.warnings, *loaded.skipped):
             click.echo(f"note: {line}", err=True)
+    of_result = SERVER_RESULT if server else LOCAL_RESULT
     settings = {
         "model": model,
         "questions": questions,
         "limit": limit,
         "skip_invalid": skip_invalid,
         "prompt": prompt.to_json(),
-        "dtype": dtype,
-        "gguf_file": gguf_file,
+        **({"server": server} if server else {}),
+        **{name: how[name] for name in of_result},
         "seed": seed,
     }
     data = {"n": len(loaded), "fingerprint": loaded.fingerprint}
@@ -133,16 +150,71 @@ def _ask(
         open_run(folder, _config(settings, data, versions()))
 
     def ask(partial: Path) -> Any:
-        from calibrant.scoring.local import score
-        from calibrant.scoring.models import load_model
-
-        network, tokenizer = load_model(model, dtype=dtype, device=device, gguf_file=gguf_file)
-        return score(
-            network, tokenizer, loaded, prompt=prompt, partial=partial, processes=processes
-        )
+        if server:
+            return _ask_server(server, model, loaded, prompt, partial, **how)
+        return _ask_local(model, loaded, prompt, partial, processes, **how)
 
     table = answers_at(folder / "answers.parquet", ask, processes)
     return table, f"{model}, {prompt}, {set_name(questions)}", folder
+
+
+def _ask_local(
+    model: str,
+    questions: Any,
+    prompt: Any,
+    partial: Path,
+    processes: Any,
+    *,
+    dtype: str,
+    device: str,
+    gguf_file: str | None,
+    **_: Any,
+) -> Any:
+    from calibrant.scoring.local import score
+    from calibrant.scoring.models import load_model
+
+    network, tokenizer = load_model(model, dtype=dtype, device=device, gguf_file=gguf_file)
+    return score(network, tokenizer, questions, prompt=prompt, partial=partial, processes=processes)
+
+
+def _ask_server(
+    server: str,
+    model: str,
+    questions: Any,
+    prompt: Any,
+    partial: Path,
+    *,
+    tokenizer: str | None,
+    api_key_env: str | None,
+    top_logprobs: int,
+    concurrency: int,
+    timeout: float,
+    **_: Any,
+) -> Any:
+    from calibrant.errors import InputError
+    from calibrant.scoring.server import score_server
+
+    if api_key_env is not None and not os.environ.get(api_key_env):
+        raise InputError(
+            f"environment variable {api_key_env} is not set; expected the server's key in it"
+        )
+    loaded = None
+    if tokenizer is not None:
+        from calibrant.scoring.models import load_tokenizer
+
+        loaded = load_tokenizer(tokenizer)
+    return score_server(
+        questions,
+        server,
+        model,
+        prompt=prompt,
+        tokenizer=loaded,
+        api_key=os.environ[api_key_env] if api_key_env else None,
+        top_logprobs=top_logprobs,
+        concurrency=concurrency,
+        timeout=timeout,
+        partial=partial,
+    )
 
 
 def _read(sources: tuple[str, ...], metric: Any) -> tuple[Any, str]:

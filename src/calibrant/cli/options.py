@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 import yaml
+from click.core import ParameterSource
 
 from calibrant.prompts import LetterTokens, Prompt, PromptFormat
 
@@ -107,6 +108,56 @@ def _model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
+
+
+SERVER_OPTIONS = ("tokenizer", "api_key_env", "top_logprobs", "concurrency", "timeout")
+LOCAL_OPTIONS = ("dtype", "device", "gguf_file")
+
+
+def server_options(function: F) -> F:
+    """How a served model is asked."""
+    for option in reversed(
+        (
+            click.option("--server", help="OpenAI-compatible API that serves MODEL, http://…/v1."),
+            click.option(
+                "--tokenizer", help="Of the served model: exact letters (vLLM), and cloze."
+            ),
+            click.option("--api-key-env", help="Environment variable with the server's key."),
+            click.option(
+                "--top-logprobs",
+                type=click.IntRange(1),
+                default=20,
+                show_default=True,
+                help="Likeliest tokens to ask a server for.",
+            ),
+            click.option(
+                "--concurrency",
+                type=click.IntRange(1),
+                default=16,
+                show_default=True,
+                help="Requests at a time.",
+            ),
+            click.option(
+                "--timeout",
+                type=click.FloatRange(0, min_open=True),
+                default=60.0,
+                show_default=True,
+                help="Seconds for one reply.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def refuse_unused(*, served: bool) -> None:
+    """Raise `click.UsageError` for a flag that a served model, or one here, has no use for."""
+    ctx = click.get_current_context()
+    for name in LOCAL_OPTIONS if served else SERVER_OPTIONS:
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            flag = "--" + name.replace("_", "-")
+            goes = "is for a model loaded here, not with --server" if served else "needs --server"
+            raise click.UsageError(f"{flag} {goes}")
 
 
 def output_option(default: str) -> Callable[[F], F]:

@@ -83,6 +83,26 @@ def load_model(
     return loaded, tokenizer
 
 
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+    """Load a tokenizer alone, by Hub id or folder.
+
+    Raises
+    ------
+    InputError
+        If it cannot be loaded; the message names it and the reason.
+    """
+    try:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"tokenizer {name!r} cannot be loaded: {reason[:400]}; expected a Hub id or the "
+            "folder of a model"
+        ) from error
+
+
 def _with_adapter(base: Any, adapter: str) -> Any:
     """Fold an adapter into its base model: the result is the model to restore, not an adapter.
 
