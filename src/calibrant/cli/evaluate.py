@@ -120,7 +120,7 @@ def _ask(
     limit: int | None,
     skip_invalid: bool,
     prompt: Any,
-    server: str | None,
+    server: str | None = None,
     **how: Any,
 ) -> tuple[Any, str, Path]:
     """Answer table of the run folder, made now unless it is there already."""
