@@ -9,6 +9,9 @@ from calibrant.version import __version__
 if TYPE_CHECKING:
     from calibrant import metrics, permutations, posthoc
     from calibrant.answers import AnswerTable
+    from calibrant.diagnosis.bounds import Bounds, bounds
+    from calibrant.diagnosis.collapse import CollapseReport, collapse
+    from calibrant.diagnosis.regime import RegimeReport, regime
     from calibrant.diagnosis.report import CalibrationReport, evaluate
     from calibrant.diagnosis.verdict import Verdict, verdict
     from calibrant.errors import InputError
@@ -20,37 +23,49 @@ if TYPE_CHECKING:
 # Public name -> where it lives. Loaded on first use, so that `import calibrant` stays light.
 _HOME = {
     "AnswerTable": "calibrant.answers",
+    "Bounds": "calibrant.diagnosis.bounds",
     "CalibrationReport": "calibrant.diagnosis.report",
+    "CollapseReport": "calibrant.diagnosis.collapse",
     "InputError": "calibrant.errors",
     "Prompt": "calibrant.prompts",
     "Question": "calibrant.questions",
     "Questions": "calibrant.questions",
+    "RegimeReport": "calibrant.diagnosis.regime",
     "Verdict": "calibrant.diagnosis.verdict",
+    "bounds": "calibrant.diagnosis.bounds",
+    "collapse": "calibrant.diagnosis.collapse",
     "evaluate": "calibrant.diagnosis.report",
     "load": "calibrant.runs",
     "load_questions": "calibrant.questions",
     "metrics": "calibrant.metrics",
     "permutations": "calibrant.permutations",
     "posthoc": "calibrant.posthoc",
+    "regime": "calibrant.diagnosis.regime",
     "score": "calibrant.scoring.local",
     "verdict": "calibrant.diagnosis.verdict",
 }
 
 __all__ = [
     "AnswerTable",
+    "Bounds",
     "CalibrationReport",
+    "CollapseReport",
     "InputError",
     "Prompt",
     "Question",
     "Questions",
+    "RegimeReport",
     "Verdict",
     "__version__",
+    "bounds",
+    "collapse",
     "evaluate",
     "load",
     "load_questions",
     "metrics",
     "permutations",
     "posthoc",
+    "regime",
     "score",
     "verdict",
 ]

@@ -171,6 +171,18 @@ def average(answers: AnswerTable) -> AnswerTable:
     )
 
 
+def one_row_each(answers: AnswerTable) -> AnswerTable:
+    """Average a table that holds permutations; any other is returned as it is.
+
+    Examples
+    --------
+    >>> table = AnswerTable.from_probs([[0.9, 0.1]], [0])
+    >>> one_row_each(table) is table
+    True
+    """
+    return answers if answers.orders is None else average(answers)
+
+
 def letter_prior(answers: AnswerTable) -> dict[int, NDArray[np.float64]]:
     r"""Estimate how likely the model finds each letter whatever the option (PriDe).
 

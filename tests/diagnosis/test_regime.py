@@ -244,15 +244,23 @@ def test_round_trip(tmp_path):
     assert math.isnan(back.bounds["test"].matching_temperature)
 
 
+def test_permutations_are_averaged():
+    train, test, *_ = tables(50, np.random.default_rng(15))
+    rows = np.repeat(np.arange(50), 2)
+    twice = replace(
+        test.select(rows[::2]),
+        ids=tuple(f"{name}#0" for name in test.ids),
+        orders=np.where(np.arange(5) < test.n_options[:, None], np.arange(5), -1),
+    )
+    assert regime(train, twice, n_resamples=10).n_test == 50
+
+
 def test_bad_input_is_refused():
     train, test, *_ = tables(50, np.random.default_rng(14))
     with pytest.raises(InputError, match="margin is 0"):
         regime(train, test, margin=0)
     with pytest.raises(InputError, match="expected the same"):
         regime(train, test, target_probs=([[0.5, 0.5]] * 50,) * 2)
-    permuted = AnswerTable.from_probs([[0.6, 0.4]] * 2, [0, 0], ids=["q#0", "q#1"])
-    with pytest.raises(InputError, match="average"):
-        regime(train, replace(permuted, orders=np.array([[0, 1], [1, 0]])))
     with pytest.raises(InputError, match="not a regime report"):
         RegimeReport.from_json("[]")
 

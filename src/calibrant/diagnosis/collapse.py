@@ -29,7 +29,7 @@ from calibrant.metrics.inference import (
     clusters,
     wilson_interval,
 )
-from calibrant.permutations import average, own_orders, question_priors
+from calibrant.permutations import one_row_each, own_orders, question_priors
 from calibrant.posthoc.reference import BaseKL
 
 FORMAT_VERSION = 1
@@ -225,10 +225,10 @@ def collapse(
     if n_resamples < 1:
         raise InputError(f"n_resamples is {n_resamples}, expected at least 1")
     shown = aligned
-    aligned = _one_row_each(aligned)
+    aligned = one_row_each(aligned)
     groups: Sequence[str] = aligned.groups
     if base is not None:
-        base = _one_row_each(base)
+        base = one_row_each(base)
         base, aligned = base.align(aligned)
         groups = _joint_groups(base, aligned)
     n = len(aligned)
@@ -401,10 +401,6 @@ class _Letters(NamedTuple):
     estimates: dict[str, Estimate]
     predicted_shares: tuple[Estimate, ...]
     prior: dict[int, tuple[Estimate, ...]]
-
-
-def _one_row_each(table: AnswerTable) -> AnswerTable:
-    return table if table.orders is None else average(table)
 
 
 def _letters(

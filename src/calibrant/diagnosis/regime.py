@@ -22,6 +22,7 @@ from calibrant.diagnosis.report import _check_version, _parse, _read, _write
 from calibrant.errors import InputError
 from calibrant.metrics._input import Floats
 from calibrant.metrics.inference import Estimate, bootstrap_intervals, clusters
+from calibrant.permutations import one_row_each
 from calibrant.posthoc.temperature import TemperatureScaling
 
 FORMAT_VERSION = 1
@@ -162,8 +163,8 @@ def regime(
 
     ACC* = E max_k p*_k is what the true probabilities allow on fresh questions. It is unknown, but
     accuracy on fresh questions never exceeds it, whoever answers: test accuracy A_te and the
-    reference's accuracy are lower bounds. The mean confidence of the recalibrated reference (the
-    recalibrated model itself without one) estimates it from above where the reference is good.
+    reference's accuracy are lower bounds. The mean confidence of the recalibrated reference (of the
+    recalibrated model itself without one) estimates it, but is no bound: a weak model's lies below.
 
     * *calibratable*: the 95 % interval of A_tr − A_te, or of A_tr − the reference's accuracy,
       lies below ``margin``. Sound: A_tr then exceeds ACC* by less than the margin.
@@ -184,6 +185,7 @@ def regime(
         questions, or the training questions where they were kept from it.
     target_probs : p* of the train and of the test questions, (N, K) floats each, where known. ACC*
         is then no longer estimated, the verdict compares A_tr with it, and `Bounds` are given.
+        Any table may hold several orders of a question's options: they are averaged.
     margin : how far A_tr may lie above a lower bound of ACC* and still count as calibratable.
     n_resamples : draws behind each bootstrapped interval. seed : int.
 
@@ -194,7 +196,7 @@ def regime(
     Raises
     ------
     InputError
-        If ``margin`` is not in (0, 1), a table holds permutations, or a target does not fit.
+        If ``margin`` is not in (0, 1), or a target does not fit its table.
 
     References
     ----------
@@ -213,9 +215,8 @@ def regime(
     """
     if not 0 < margin < 1:
         raise InputError(f"margin is {margin}, expected a number between 0 and 1")
-    for table in (train, test, reference):
-        if table is not None:
-            table.refuse_permutations()
+    train, test = one_row_each(train), one_row_each(test)
+    reference = None if reference is None else one_row_each(reference)
     options: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
     notes = list(_warnings(train, test))
     found = _terms(train, test, options)
@@ -427,9 +428,15 @@ def _conclusion(label: str, compared: list[Estimate], margin: float) -> str:
             f"above that by less than {margin:g}: nothing stands in the way of calibration."
         )
     if label == "non-calibratable":
-        return (
+        text = (
             "That is more than fresh answers support: confidence that fits the training questions "
             "does not fit fresh ones."
+        )
+        if {e.name for e in compared} & {"above_reference", "excess_accuracy"}:
+            return text
+        return text + (
+            " It supposes that no other model does much better on fresh questions; give a "
+            "reference to put that to the test."
         )
     widest = max((e.high - e.low) / 2 for e in compared)
     if widest <= margin / 2:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibrant.files import write_text
-from calibrant.permutations import average
+from calibrant.permutations import one_row_each
 from calibrant.report.figures import (
     BLUE,
     GREY,
@@ -160,12 +160,9 @@ def prepare_collapse(
     base: AnswerTable | None, stage: AnswerTable, report: CollapseReport, *, name: str
 ) -> StagePanels:
     """Compute what `plot_collapse` draws of one stage, from the tables its report is about."""
-    if stage.orders is not None:
-        stage = average(stage)
-    start = stage
+    start = stage = one_row_each(stage)
     if base is not None:
-        start = average(base) if base.orders is not None else base
-        start, stage = start.align(stage)
+        start, stage = one_row_each(base).align(stage)
     entropy, base_entropy = _entropy(stage.probs()), _entropy(start.probs())
     edges = np.linspace(0, math.log(int(stage.n_options.max())) + 1e-9, _ENTROPY_BINS + 1)
     x, y = np.empty(0), np.empty(0)
