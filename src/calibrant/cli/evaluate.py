@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import click
 
 from calibrant.cli.options import (
     config_option,
+    loading_options,
     model_options,
     refuse_unused,
     seed_option,
@@ -18,8 +21,9 @@ from calibrant.cli.options import (
 )
 
 DEFAULT_FOLDER = "runs/evaluate"
+BASE = "base"  # folder inside the run folder: answers of an adapter's base model
 # Options that can change an answer table, so that a run folder is of one choice of them.
-LOCAL_RESULT = ("dtype", "gguf_file")
+LOCAL_RESULT = ("dtype", "gguf_file", "quantize")
 SERVER_RESULT = ("tokenizer", "top_logprobs")
 
 
@@ -41,7 +45,11 @@ SERVER_RESULT = ("tokenizer", "top_logprobs")
 )
 @click.option("--limit", type=click.IntRange(1), help="Ask only a random sample of this size.")
 @click.option("--skip-invalid", is_flag=True, help="Leave out bad rows, and say which.")
+@click.option(
+    "--compare-base", is_flag=True, help="Ask an adapter's base model too, and compare the two."
+)
 @model_options
+@loading_options
 @server_options
 @click.option(
     "--output-dir",
@@ -78,8 +86,10 @@ def command(
     asking = len(model) == 1 and asked["questions"] is not None and not answers
     if not asking and (not answers or asked["questions"] is not None):
         raise click.UsageError("expected MODEL with --questions, or --answers alone")
-    if answers and (asked["limit"] or asked["skip_invalid"]):
-        raise click.UsageError("--limit and --skip-invalid go with --questions, not --answers")
+    if answers and (asked["limit"] or asked["skip_invalid"] or asked["compare_base"]):
+        raise click.UsageError(
+            "--limit, --skip-invalid and --compare-base go with --questions, not --answers"
+        )
     refuse_unused(served=asked["server"] is not None)
     folder: Path | None = None
     processes = Processes.join()
@@ -102,11 +112,13 @@ def command(
     report = evaluate(table, seed=seed)
     console = Console()
     console.print(report_table(report, title=title).to_rich())
-    tasks = task_table(table, seed=seed) if len(set(table.tasks)) > 1 else None
-    if tasks is not None:
-        console.print(tasks.to_rich())
+    more = [task_table(table, seed=seed)] if len(set(table.tasks)) > 1 else []
+    if folder is not None and asked["compare_base"]:
+        more.append(_compared(table, folder, model[0], seed))
+    for part in more:
+        console.print(part.to_rich())
     if folder is not None:
-        write_evaluation(folder, report, title=title, tasks=tasks)
+        write_evaluation(folder, report, title=title, more=more)
         click.echo(f"Written to {folder}: answers.parquet, report.md, report.json")
 
 
@@ -121,6 +133,7 @@ def _ask(
     skip_invalid: bool,
     prompt: Any,
     server: str | None = None,
+    compare_base: bool = False,
     **how: Any,
 ) -> tuple[Any, str, Path]:
     """Answer table of the run folder, made now unless it is there already."""
@@ -139,7 +152,7 @@ def _ask(
         "skip_invalid": skip_invalid,
         "prompt": prompt.to_json(),
         **({"server": server} if server else {}),
-        **{name: how[name] for name in of_result},
+        **{name: how.get(name) for name in of_result},
         "seed": seed,
     }
     data = {"n": len(loaded), "fingerprint": loaded.fingerprint}
@@ -149,32 +162,58 @@ def _ask(
             click.echo(f"note: {processes.world} processes share the questions", err=True)
         open_run(folder, _config(settings, data, versions()))
 
-    def ask(partial: Path) -> Any:
-        if server:
-            return _ask_server(server, model, loaded, prompt, partial, **how)
-        return _ask_local(model, loaded, prompt, partial, processes, **how)
+    network = _Network(model, how)
 
+    def ask(at: Path, *, base: bool = False) -> Any:
+        from calibrant.scoring.local import score
+
+        if server:
+            return _ask_server(server, model, loaded, prompt, at, **how)
+        return score(
+            *network.get(base=base), loaded, prompt=prompt, partial=at, processes=processes
+        )
+
+    if compare_base:
+        answers_at(folder / BASE / "answers.parquet", partial(ask, base=True), processes)
     table = answers_at(folder / "answers.parquet", ask, processes)
     return table, f"{model}, {prompt}, {set_name(questions)}", folder
 
 
-def _ask_local(
-    model: str,
-    questions: Any,
-    prompt: Any,
-    partial: Path,
-    processes: Any,
-    *,
-    dtype: str,
-    device: str,
-    gguf_file: str | None,
-    **_: Any,
-) -> Any:
-    from calibrant.scoring.local import score
-    from calibrant.scoring.models import load_model
+class _Network:
+    """A model loaded here when it is first asked, an adapter's base model before the adapter."""
 
-    network, tokenizer = load_model(model, dtype=dtype, device=device, gguf_file=gguf_file)
-    return score(network, tokenizer, questions, prompt=prompt, partial=partial, processes=processes)
+    def __init__(self, model: str, how: dict[str, Any]) -> None:
+        loading = ("dtype", "device", "gguf_file", "device_map", "quantize", "trust_remote_code")
+        self.model = model
+        self.how = {name: how[name] for name in loading if name in how}
+        self.base: tuple[Any, Any] | None = None
+
+    def get(self, *, base: bool) -> tuple[Any, Any]:
+        from calibrant.errors import InputError
+        from calibrant.scoring.models import load_model, with_adapter
+
+        if not base and self.base is None:
+            return load_model(self.model, **self.how)
+        if not (Path(self.model) / "adapter_config.json").is_file():
+            raise InputError(f"{self.model}: is no PEFT adapter; expected one for --compare-base")
+        if base:
+            self.base = load_model(self.model, adapter=False, **self.how)
+            return self.base
+        network, tokenizer = self.base or (None, None)
+        self.base = None  # the adapter is folded into it now
+        return with_adapter(network, self.model), tokenizer
+
+
+def _compared(table: Any, folder: Path, model: str, seed: int) -> Any:
+    """Table of the change from the adapter's base model, also kept as JSON."""
+    from calibrant.answers import AnswerTable
+    from calibrant.diagnosis.verdict import verdict
+    from calibrant.files import write_text
+    from calibrant.report.tables import difference_table
+
+    judged = verdict(AnswerTable.load(folder / BASE / "answers.parquet"), table, seed=seed)
+    write_text(folder / BASE / "change.json", json.dumps(judged.to_dict(), indent=1) + "\n")
+    return difference_table(judged, name="adapter", before="base model", after=model)
 
 
 def _ask_server(

@@ -111,7 +111,28 @@ def _model_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 SERVER_OPTIONS = ("tokenizer", "api_key_env", "top_logprobs", "concurrency", "timeout")
-LOCAL_OPTIONS = ("dtype", "device", "gguf_file")
+LOCAL_OPTIONS = (
+    "dtype", "device", "gguf_file", "device_map", "quantize", "trust_remote_code", "compare_base",
+)  # fmt: skip
+
+
+def loading_options(function: F) -> F:
+    """More ways to load a model that is only asked, not trained."""
+    for option in reversed(
+        (
+            click.option(
+                "--device-map",
+                type=click.Choice(["auto"]),
+                help="auto: spread a model that is too large for one device over all.",
+            ),
+            click.option("--quantize", type=click.Choice(["nf4"]), help="Linear layers in 4 bits."),
+            click.option(
+                "--trust-remote-code", is_flag=True, help="Run code that comes with the model."
+            ),
+        )
+    ):
+        function = option(function)
+    return function
 
 
 def server_options(function: F) -> F:

@@ -22,13 +22,13 @@ def write_evaluation(
     report: CalibrationReport,
     *,
     title: str,
-    tasks: Table | None = None,
+    more: Sequence[Table] = (),
 ) -> None:
     """Write ``report.json``, ``report.md`` and ``reliability.svg``/``.png`` of one report.
 
     Parameters
     ----------
-    tasks : shown below the report, where the questions are of several tasks.
+    more : tables shown below the report.
     """
     from calibrant.report.figures import plot_reliability, reliability_of_report, save_figure
 
@@ -36,8 +36,8 @@ def write_evaluation(
     report.save(path / "report.json")
     save_figure(plot_reliability(reliability_of_report(report, title)), path / "reliability")
     text = report_table(report, title=title).to_markdown()
-    if tasks is not None:
-        text += "\n" + tasks.to_markdown()
+    for table in more:
+        text += "\n" + table.to_markdown()
     write_text(path / "report.md", f"{text}\n![reliability diagram](reliability.png)\n")
 
 

@@ -340,11 +340,14 @@ def _provenance(model: Any, questions: Sequence[Question], prompt: Prompt) -> di
     import transformers
 
     inner = unwrapped(model)
-    adapter = getattr(model, "active_adapters", None) if inner is not model else None
+    # Of a PEFT model; `disable_adapter` leaves the adapters where they are, and out of use.
+    used = hasattr(model, "get_model_status") and model.get_model_status().enabled is True
+    quantization = getattr(inner.config, "quantization_config", None)
     return {
         "model": str(inner.config._name_or_path or type(inner).__name__),
-        "adapter": list(adapter) if isinstance(adapter, (list, tuple)) else None,
+        "adapter": list(model.active_adapters) if used else None,
         "dtype": str(inner.dtype).removeprefix("torch."),
+        "quantization": getattr(quantization, "bnb_4bit_quant_type", None),
         "prompt": prompt.format,
         "prompt_settings": asdict(prompt),
         "versions": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,26 @@ def load_model(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    device_map: str | None = None,
     gguf_file: str | None = None,
+    quantize: str | None = None,
+    adapter: bool = True,
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """Load a model and its tokenizer.
 
     Parameters
     ----------
-    model : Hub id, folder, or the folder of a PEFT adapter (merged into its base model).
+    model : Hub id, folder, GGUF file, or the folder of a PEFT adapter, which is merged into its
+        base model (but stays on top of a 4-bit one, whose weights could not hold the sum).
     dtype : "auto" is float32 on a CPU, where it is exact and on most processors fastest, and
         bfloat16 elsewhere.
     device : "auto" is the GPU or MPS device if there is one, else the CPU.
-    gguf_file : name of a GGUF file in the folder; its weights are de-quantised.
+    device_map : "auto" spreads a model that is too large for one device over all there are.
+    gguf_file : name of a GGUF file in the folder; its weights are de-quantised. A folder with no
+        other weights and one such file needs none named.
+    quantize : "nf4" keeps the weights of linear layers in 4-bit normal float, by bitsandbytes.
+    adapter : False loads the base model of a PEFT adapter folder; see `with_adapter`.
     trust_remote_code : run code that comes with the model. Off unless asked for.
 
     Returns
@@ -39,8 +48,13 @@ def load_model(
     InputError
         If it cannot be loaded; the message names the model and the reason.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
+    for name, value, allowed in (
+        ("dtype", dtype, DTYPES),
+        ("device_map", device_map, (None, "auto")),
+        ("quantize", quantize, (None, "nf4")),
+    ):
+        if value not in allowed:
+            raise InputError(f"{name} {value!r}, expected one of {', '.join(map(str, allowed))}")
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -55,22 +69,27 @@ def load_model(
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
     path = Path(model)
-    adapter = path / "adapter_config.json"
-    base = _base_of(adapter) if adapter.is_file() else model
+    config = path / "adapter_config.json"
+    base = _base_of(config) if config.is_file() else model
+    base, gguf_file = _gguf(base, gguf_file)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if gguf_file is not None:
         options["gguf_file"] = gguf_file
     try:
         tokenizer_from = model if (path / "tokenizer_config.json").is_file() else base
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_from, **options)
-        if gguf_file is not None:
-            from transformers import GgufConfig
-
-            options["quantization_config"] = GgufConfig(dequantize=True)
-        loaded = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), **options)
-        if adapter.is_file():
-            loaded = _with_adapter(loaded, model)
-        loaded = loaded.to(device).eval()
+        loaded = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=getattr(torch, dtype),
+            device_map=device_map or (device if quantize else None),
+            **_quantization(quantize, gguf_file, getattr(torch, dtype)),
+            **options,
+        )
+        if device_map is None and quantize is None:
+            loaded = loaded.to(device)
+        if config.is_file() and adapter:
+            loaded = with_adapter(loaded, model)
+        loaded = loaded.eval()
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, AssertionError) as error:
         # transformers turns every failure to find a model into one of these; a device that is not
         # there is a RuntimeError or AssertionError.
@@ -81,6 +100,50 @@ def load_model(
             "Hub id, a folder that transformers loads, or a PEFT adapter folder"
         ) from error
     return loaded, tokenizer
+
+
+def _gguf(model: str, gguf_file: str | None) -> tuple[str, str | None]:
+    """Folder and name of the GGUF file to load, None where the model has weights of its own."""
+    path = Path(model)
+    if path.is_file() and path.suffix == ".gguf":
+        return str(path.parent), path.name
+    if gguf_file is not None or not path.is_dir():
+        return model, gguf_file
+    if any(path.glob("*.safetensors")) or any(path.glob("pytorch_model*.bin")):
+        return model, None
+    found = sorted(p.name for p in path.glob("*.gguf"))
+    if len(found) > 1:
+        raise InputError(
+            f"{model}: holds {len(found)} GGUF files ({', '.join(found[:6])}); expected one named "
+            "with --gguf-file"
+        )
+    return model, found[0] if found else None
+
+
+def _quantization(quantize: str | None, gguf_file: str | None, dtype: Any) -> dict[str, Any]:
+    """Give ``quantization_config`` for `from_pretrained`, {} for weights as they are."""
+    if gguf_file is not None:
+        if quantize is not None:
+            raise InputError(
+                f"{gguf_file}: a GGUF file cannot be quantised again; expected no --quantize"
+            )
+        from transformers import GgufConfig
+
+        return {"quantization_config": GgufConfig(dequantize=True)}
+    if quantize is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"--quantize {quantize} needs bitsandbytes; install it with "
+            "pip install 'calibrant[quantize]'"
+        )
+    from transformers import BitsAndBytesConfig
+
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_compute_dtype=dtype
+        )
+    }
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -103,18 +166,21 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         ) from error
 
 
-def _with_adapter(base: Any, adapter: str) -> Any:
+def with_adapter(base: Any, adapter: str) -> Any:
     """Fold an adapter into its base model: the result is the model to restore, not an adapter.
 
     A new adapter trained on top must not touch this one's matrices, and names this folder as its
-    base, so that `load_model` finds the same weights again.
+    base, so that `load_model` finds the same weights again. Weights of 4 bits cannot hold the sum:
+    there the adapter stays on top. ``base`` is changed, and no model of its own any more.
     """
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(base, adapter)
+    if getattr(base, "is_loaded_in_4bit", False):
+        return model.eval()
     if not hasattr(model, "merge_and_unload"):
         raise ValueError("its adapter cannot be merged into the base model")
-    model = model.merge_and_unload()
+    model = model.merge_and_unload().eval()
     model.config._name_or_path = model.name_or_path = adapter
     return model
 
