@@ -39,9 +39,10 @@ $(MODEL): | $(VENV)/.ready
 real: $(VENV)/.ready $(MODEL)
 	$(BIN)/python examples/real.py --data $(DATA) --model $(MODEL)
 
-## bench   speed of the metrics beside other libraries
+## bench   speed of the metrics and post-hoc fits beside other libraries
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/posthoc.py
 
 ## clean   remove the environment, the model and what runs left behind
 clean:

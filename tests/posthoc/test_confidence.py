@@ -6,12 +6,17 @@ from calibration.calibrators import PlattBinnerTopCalibrator
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
-from worlds import crossing, sharpened, table_of
+from worlds import crossing, mean_nll, sharpened, table_of
 
 from calibrant.answers import AnswerTable
 from calibrant.errors import InputError
 from calibrant.metrics import conf_ece
-from calibrant.posthoc import IsotonicCalibration, NoOptimumError, ScalingBinning
+from calibrant.posthoc import (
+    IsotonicCalibration,
+    NoOptimumError,
+    ScalingBinning,
+    TemperatureScaling,
+)
 from calibrant.posthoc._confidence import with_confidence
 
 BOTH = pytest.mark.parametrize("calibrator", [IsotonicCalibration, ScalingBinning])
@@ -107,6 +112,16 @@ def test_confidence_becomes_calibrated_where_temperature_cannot(calibrator):
     after = calibrator().fit(table).transform(fresh)
     assert conf_ece(fresh.probs(), fresh.labels) > 0.05
     assert conf_ece(after.probs(), fresh.labels) < 0.02
+
+
+@BOTH
+def test_a_temperature_first_spares_the_other_options_their_sharpness(calibrator):
+    (table, _), (fresh, _) = sharpened(), sharpened(seed=1)
+    first = TemperatureScaling().fit(table)
+    second = calibrator().fit(first.transform(table)).transform(first.transform(fresh))
+    alone = calibrator().fit(table).transform(fresh)
+    assert mean_nll(second) < mean_nll(alone) - 0.01
+    assert conf_ece(second.probs(), fresh.labels) < 0.03
 
 
 @BOTH
