@@ -161,6 +161,16 @@ def test_confidences_beyond_rounding_are_told_apart():
     assert p[:, 0] == pytest.approx(0.9)
 
 
+def test_equal_confidences_share_a_bin_and_surer_answers_the_last():
+    p = [[0.6, 0.4]] * 5 + [[0.9, 0.1]] * 7  # the median lies within the second group
+    fitted = ScalingBinning(n_bins=2).fit(
+        AnswerTable.from_probs(p, [0, 0, 0, 1, 1] + [0] * 6 + [1])
+    )
+    assert fitted.values == pytest.approx([9 / 12])
+    after = fitted.transform(AnswerTable.from_probs([[0.99, 0.01], [0.55, 0.45]], [0, 0]))
+    assert after.confidence == pytest.approx([9 / 12] * 2)
+
+
 def test_a_curve_without_optimum_raises():
     with pytest.raises(NoOptimumError, match="3 of 3 answers are right"):
         ScalingBinning().fit(AnswerTable.from_probs([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]], [0] * 3))

@@ -51,3 +51,9 @@ def test_options_that_tie_bound_mean_confidence():
     table = AnswerTable.from_probs([[0.5, 0.5]] * 2 + [[0.9, 0.1]] * 2, [0, 0, 0, 1])
     with pytest.raises(NoOptimumError, match=r"reaches at most 0\.75"):
         ExpectationConsistency().fit(table)
+
+
+def test_mean_confidence_equals_accuracy_where_some_options_tie():
+    table = AnswerTable.from_probs([[0.5, 0.5]] * 2 + [[0.9, 0.1]] * 4, [0, 1, 0, 0, 0, 1])
+    after = ExpectationConsistency().fit(table).transform(table)
+    assert after.confidence == pytest.approx([0.5] * 2 + [0.75] * 4)  # 4 of 6 in all
