@@ -262,6 +262,7 @@ def test_a_config_file_gives_defaults_and_flags_win(world, tmp_path, capsys):
         ),
         (["restore", "m"], 2, "--train"),
         (["restore", "m", "--train", "a", "--eval", "b", "--method", "magic"], 2, "magic"),
+        (["evaluate", "--answers", "a", "--show-prompts", "1"], 2, "goes with MODEL"),
         (["conjure"], 2, "No such command"),
         (["compare", "a"], 2, "AFTER"),
     ],
@@ -275,6 +276,134 @@ def test_wrong_use_gives_one_message_and_its_code(
     assert message in error
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir()), "wrong use left something behind"
+
+
+def test_show_prompts_needs_no_weights_and_leaves_nothing(world, tmp_path, capsys, monkeypatch):
+    from pathlib import Path
+    from shutil import copytree, ignore_patterns
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "weightless"
+    copytree(world["model"], folder, ignore=ignore_patterns("*.safetensors", "config.json"))
+    arguments = ["evaluate", str(folder), "--questions", world["test"], "--show-prompts", "2"]
+    assert run(arguments) == 0
+    text = capsys.readouterr().out
+    assert text.count("--- question t") == 2
+    assert "\nOptions:\nA. " in text
+    assert "⟦A⟧" in text
+    assert run([*arguments, "--letter-style", "(1)", "--separator", r"\n(", "--shots", "1",
+                "--few-shot", world["train"], "--letter-tokens", "single"]) == 0  # fmt: skip
+    text = capsys.readouterr().out
+    assert "letter, 1 shot" in text
+    assert "\nAnswer:\n(\n  1: ⟦1⟧" in text
+    assert [p.name for p in Path().iterdir()] == ["weightless"]
+
+
+def test_a_prompt_of_many_settings_is_kept_and_repeated(world, tmp_path, capsys):
+    output = tmp_path / "a"
+    base = ["evaluate", world["model"], "--questions", world["test"], "--device", "cpu"]
+    asked = [
+        "--letter-style", "(A)", "--letter-tokens", "single", "--few-shot", world["train"],
+        "--shots", "1", "--limit", "8",
+    ]  # fmt: skip
+    assert run([*base, *asked, "--output-dir", str(output)]) == 0
+    table = AnswerTable.load(output / "answers.parquet")
+    settings = table.provenance["prompt_settings"]
+    assert (settings["letter_style"], settings["separator"]) == ("(A)", " (")
+    kept = yaml.safe_load((output / "config.yaml").read_text())["settings"]["prompt"]
+    assert kept["letter_tokens"] == "single"
+    assert len(kept["examples"]) == 2, "the one that is shown, and one to stand in"
+    again = ["evaluate", world["model"], "--config", str(output / "config.yaml")]
+    assert run([*again, "--device", "cpu", "--output-dir", str(tmp_path / "b")]) == 0
+    repeated = AnswerTable.load(tmp_path / "b" / "answers.parquet")
+    assert (repeated.logprobs == table.logprobs).all()
+    capsys.readouterr()
+
+
+def test_permutations_are_averaged_and_kept(world, tmp_path, capsys):
+    from calibrant.permutations import average
+
+    base = [
+        "evaluate", world["model"], "--questions", world["other"], "--device", "cpu", "--limit",
+        "12", "--output-dir",
+    ]  # fmt: skip
+    assert run([*base, str(tmp_path / "a"), "--permutations", "cyclic"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "N = 12" in text
+    assert "changes with the order for" in text
+    assert "How likely each letter is whatever the option: A" in text
+    raw = AnswerTable.load(tmp_path / "a" / "permutations.parquet")
+    table = AnswerTable.load(tmp_path / "a" / "answers.parquet")
+    assert len(raw) == raw.n_options[np.unique(raw.questions, return_index=True)[1]].sum()
+    np.testing.assert_array_equal(average(raw).logprobs, table.logprobs)
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert report["provenance"]["permutations"]["flip_rate"] >= 0
+    assert run([*base, str(tmp_path / "b"), "--permutations", "2"]) == 0
+    assert len(AnswerTable.load(tmp_path / "b" / "permutations.parquet")) == 24
+    assert run([*base, str(tmp_path / "c"), "--permutations", "all"]) == 1
+    assert "expected at most 5 options" in capsys.readouterr().err
+    assert run(["evaluate", "--answers", str(tmp_path / "a" / "permutations.parquet")]) == 1
+    assert "calibrant.permutations.average" in capsys.readouterr().err
+
+
+def test_debiasing_asks_a_share_in_cyclic_orders(world, tmp_path, capsys):
+    output = tmp_path / "a"
+    arguments = [
+        "evaluate", world["model"], "--questions", world["test"], "--device", "cpu",
+        "--output-dir", str(output), "--debias",
+    ]  # fmt: skip
+    assert run([*arguments, "0.1"]) == 0
+    assert "Divided out of the answers" in " ".join(capsys.readouterr().out.split())
+    raw = AnswerTable.load(output / "permutations.parquet")
+    table = AnswerTable.load(output / "answers.parquet")
+    assert len(table) == 40
+    assert table.orders is None
+    assert 10 < len(set(raw.questions)) <= 40
+    prior = table.provenance["letter_prior"]
+    assert all(sum(p) == pytest.approx(1) for p in prior.values())
+    assert run([*arguments, "0.1", "--permutations", "2"]) == 2
+    assert run([*arguments, "0"]) == 2
+    assert run([*arguments[:-1], "--permutations", "cycle"]) == 2
+
+
+def test_labelled_texts_are_evaluated_and_restored(world, tmp_path, capsys):
+    films = tmp_path / "films.csv"
+    lines = [f"{'red stone' if i % 2 else 'old river'} {i},{'AB'[i % 2]}" for i in range(24)]
+    words = {"A": "red", "B": "blue cat"}
+    lines = [f"{line[:-1]}{words[line[-1]]}" for line in lines]
+    films.write_text("\n".join(["text,label", *lines]) + "\n")
+    labels = ["--choices", "red, blue cat", "--prompt", "labels", "--device", "cpu"]
+    output = str(tmp_path / "a")
+    assert run(
+        ["evaluate", world["model"], "--questions", str(films), *labels, "--output-dir", output]
+    ) == 0  # fmt: skip
+    table = AnswerTable.load(tmp_path / "a" / "answers.parquet")
+    assert np.isfinite(table.option_mass).all()
+    test = tmp_path / "test.csv"
+    test.write_text("text,label\nnew stone,red\nold dog,blue cat\nseven cats,red\n")
+    arguments = [
+        "restore", world["model"], "--train", str(films), "--eval", str(test), *labels,
+        "--method", "cft", "--lora-rank", "4", "--output-dir", str(tmp_path / "r"),
+    ]  # fmt: skip
+    assert run(arguments) == 0
+    questions = calibrant.load_questions(test, choices=["red", "blue cat"])
+    restored = calibrant.load(tmp_path / "r")
+    assert restored.settings["prompt"]["format"] == "labels"
+    expected = next((tmp_path / "r" / "cft" / "answers").glob("*test.parquet"))
+    np.testing.assert_allclose(
+        restored.predict_proba(questions), AnswerTable.load(expected).probs(), atol=1e-6
+    )
+    again = tmp_path / "r" / "config.yaml"
+    repeated = ["restore", world["model"], "--config", str(again), "--device", "cpu"]
+    assert run([*repeated, "--output-dir", str(tmp_path / "r2")]) == 0
+    capsys.readouterr()
+
+
+def test_pmi_is_not_trained_with(world, tmp_path, capsys):
+    arguments = restore_arguments(world, tmp_path / "r", "--method", "cft", "--prompt", "cloze-pmi")
+    assert run(arguments) == 1
+    assert "expected another format to train with" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_does_not_load_is_one_message(world, tmp_path, capsys):

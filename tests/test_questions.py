@@ -639,3 +639,68 @@ def test_known_leaks_between_real_splits_are_dropped_from_train():
     assert overlap("openbookqa/test", "openbookqa/train") == 14
     assert overlap("openbookqa/validation", "openbookqa/train") == 7
     assert overlap("mmlu/dev", "mmlu/test") == 5
+
+
+# -- label words shared by all questions ------------------------------------------------------
+
+MOODS = ("positive", "negative", "neutral")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"text": "Good.", "label": "positive"}\n{"text": "Hm.", "label": 2}\n'),
+        ("a.csv", "text,label\nGood.,positive\nHm.,2\n"),
+        ("a.csv", "question,label\nGood.,positive\nHm.,neutral\n"),
+        ("a.jsonl", '{"question": "Good.", "answer": 0}\n{"text": "Hm.", "answer": "neutral"}\n'),
+    ],
+)
+def test_labelled_texts_get_the_shared_choices(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    questions = load_questions(tmp_path / name, choices=MOODS)
+    assert [(q.question, q.choices, q.answer) for q in questions] == [
+        ("Good.", MOODS, 0),
+        ("Hm.", MOODS, 2),
+    ]
+
+
+def test_labelled_texts_in_parquet_under_other_names(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["Good."], "label": [1], "x": [0]}), path)
+    assert load_questions(path, choices=MOODS)[0].answer == 1
+    pq.write_table(pa.table({"review": ["Good."], "mood": ["neutral"]}), path)
+    columns = {"question": "review", "answer": "mood"}
+    assert load_questions(path, choices=MOODS, columns=columns)[0].answer == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "x", "label": "Positive"}, r'line 1: answer: "Positive", expected one of \[.pos'),
+        ({"text": "x", "label": "A"}, 'answer: "A", expected one of'),
+        ({"text": "x", "label": 3}, "answer: 3 is out of range, expected 0 to 2"),
+        ({"text": "x"}, "answer: is missing, expected a column answer or label"),
+        ({"label": 1}, "question: is missing, expected a column question or text"),
+        ({"text": "x", "label": 1, "choices": ["a", "b"]}, "rows without options of their own"),
+    ],
+)
+def test_a_label_that_is_none_of_the_choices_is_refused(tmp_path, row, message):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match=message):
+        load_questions(tmp_path / "a.jsonl", choices=MOODS)
+
+
+def test_labels_that_are_numbers_are_not_mistaken_for_indices(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\nx,1\n")
+    with pytest.raises(
+        InputError, match="answer: 1 is the label of option 0 and the 0-based index"
+    ):
+        load_questions(tmp_path / "a.csv", choices=["1", "2", "3"])
+    assert load_questions(tmp_path / "a.csv", choices=["0", "1", "2"])[0].answer == 1
+
+
+@pytest.mark.parametrize("choices", ["positive", ["one"], ["a", "a"], ["a", " "]])
+def test_shared_choices_that_are_no_choices_are_refused(tmp_path, choices):
+    (tmp_path / "a.csv").write_text("text,label\nx,1\n")
+    with pytest.raises(InputError, match="choices"):
+        load_questions(tmp_path / "a.csv", choices=choices)

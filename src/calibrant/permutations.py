@@ -11,15 +11,16 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibrant.answers import AnswerTable
 from calibrant.errors import InputError
-from calibrant.questions import Question
+from calibrant.questions import LETTERS, Question
 
 MAX_ALL = 5  # options up to which every order is asked: 5! = 120 prompts a question
 MIN_ESTIMATION = 10  # questions a letter prior is estimated on at least, where there are so many
@@ -94,6 +95,45 @@ def _orders(q: Question, permutations: str | int, seed: int) -> list[tuple[int, 
     return list(drawn)
 
 
+def in_every_order(
+    ask: Callable[[list[Question]], AnswerTable],
+    questions: Sequence[Question],
+    permutations: str | int,
+    seed: int = 0,
+) -> AnswerTable:
+    """Ask questions with their options in several orders.
+
+    Parameters
+    ----------
+    ask : gives the answer table of a list of questions, one row each, in order.
+    questions, permutations, seed : as for `permuted`.
+
+    Returns
+    -------
+    AnswerTable
+        One row per question and order, with ``orders``.
+
+    Examples
+    --------
+    A model that answers by letter alone:
+
+    >>> def ask(rows):
+    ...     return AnswerTable.from_probs([[0.7, 0.3]] * len(rows), [q.answer for q in rows],
+    ...                                   ids=[q.id for q in rows])
+    >>> table = in_every_order(ask, [Question("q", "1 + 1 = ?", ("2", "3"), 0)], "cyclic")
+    >>> table.probs().round(4).tolist(), table.labels.tolist()
+    ([[0.7, 0.3], [0.3, 0.7]], [0, 0])
+    """
+    rows, orders = permuted(questions, permutations, seed)
+    answers = ask(rows)
+    notes = {
+        "data": getattr(questions, "name", None),
+        "data_fingerprint": getattr(questions, "fingerprint", None),
+        "permutations": {"orders": permutations, "seed": seed},
+    }
+    return in_own_order(answers.with_logprobs(answers.logprobs, **notes), orders)
+
+
 def in_own_order(answers: AnswerTable, orders: NDArray[np.int64]) -> AnswerTable:
     """Bring answers to `permuted` questions back to the questions' own option order.
 
@@ -135,8 +175,8 @@ def average(answers: AnswerTable) -> AnswerTable:
     -------
     AnswerTable
         One row per question, in order of first appearance, with the question's own id and no
-        ``orders``; ``provenance["permutations"]`` says how many rows there were, the flip rate
-        and RStd.
+        ``orders``; ``provenance["permutations"]`` says how many rows there were, the flip rate,
+        RStd and, where the orders allow it, the letters' prior; ``notes`` says it in words.
 
     Examples
     --------
@@ -153,20 +193,22 @@ def average(answers: AnswerTable) -> AnswerTable:
     mass = np.bincount(members, weights=answers.option_mass) / counts
     with np.errstate(divide="ignore"):
         logprobs = np.log(probs / counts[:, None])
-    notes = {
+    asked = {
         "rows": len(answers),
         "flip_rate": flip_rate(answers) if (counts > 1).all() else None,
         "recall_std": recall_std(answers),
+        "letter_prior": _prior_or_none(answers),
     }
-    kept = replace(answers.select(first), orders=None)
+    earlier = answers.provenance
     return replace(
-        kept,
+        replace(answers.select(first), orders=None),
         ids=tuple(answers.questions[i] for i in first),
         logprobs=logprobs,
         option_mass=mass,
         provenance={
-            **answers.provenance,
-            "permutations": {**answers.provenance.get("permutations", {}), **notes},
+            **earlier,
+            "permutations": {**earlier.get("permutations", {}), **asked},
+            "notes": [*earlier.get("notes", ()), *_notes(asked)],
         },
     )
 
@@ -181,6 +223,25 @@ def one_row_each(answers: AnswerTable) -> AnswerTable:
     True
     """
     return answers if answers.orders is None else average(answers)
+
+
+def _notes(asked: dict[str, Any]) -> Iterator[str]:
+    """Sentences for the report."""
+    if asked["flip_rate"] is not None:
+        yield (
+            f"Averaged over orders of the options ({asked['rows']:,} prompts): the predicted "
+            f"option changes with the order for {asked['flip_rate']:.0%} of the questions (RStd "
+            f"{asked['recall_std']:.3f})."
+        )
+    if asked["letter_prior"] is not None:
+        yield f"How likely each letter is whatever the option: {_listed(asked['letter_prior'])}."
+
+
+def _listed(prior: Mapping[str, Sequence[float]]) -> str:
+    return "; ".join(
+        ", ".join(f"{LETTERS[j]} {share:.2f}" for j, share in enumerate(shares))
+        for shares in prior.values()
+    )
 
 
 def letter_prior(answers: AnswerTable) -> dict[int, NDArray[np.float64]]:
@@ -301,8 +362,10 @@ def debias(answers: AnswerTable, prior: Mapping[int, NDArray[np.float64]]) -> An
     logprobs = answers.logprobs.copy()
     logprobs[rows, option] -= log_prior[rows, position]
     logprobs -= logprobs.max(axis=1, keepdims=True)  # no log-probabilities any more: above 0
-    named = {str(k): np.asarray(v).tolist() for k, v in prior.items()}
-    return answers.with_logprobs(logprobs, letter_prior=named)
+    named = _named(prior)
+    note = f"Divided out of the answers, how likely each letter is: {_listed(named)}."
+    notes = [*answers.provenance.get("notes", ()), note]
+    return answers.with_logprobs(logprobs, letter_prior=named, notes=notes)
 
 
 def flip_rate(answers: AnswerTable) -> float:
@@ -386,6 +449,18 @@ def estimation_sample(n_options: Sequence[int], share: float, seed: int = 0) -> 
 
 
 # -- inside -----------------------------------------------------------------------------------
+
+
+def _named(prior: Mapping[int, NDArray[np.float64]]) -> dict[str, list[float]]:
+    """JSON-able form of a prior."""
+    return {str(k): np.asarray(values).tolist() for k, values in prior.items()}
+
+
+def _prior_or_none(answers: AnswerTable) -> dict[str, list[float]] | None:
+    try:
+        return _named(letter_prior(answers))
+    except InputError:  # random orders: the options do not cancel
+        return None
 
 
 def own_orders(answers: AnswerTable) -> NDArray[np.int64]:

@@ -29,6 +29,8 @@ MAX_OPTIONS = 26  # one letter each
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FILE_TYPES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 _FIELDS = ("id", "question", "choices", "answer", "subject")
+# Names under which files of labelled texts have the question and the answer.
+_TEXT_AND_LABEL = {"question": "text", "answer": "label"}
 # C0 without tab, line feed and carriage return; DEL; C1.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _FILE_LIKE = {".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".bz2", ".zst", ".zip"}
@@ -379,6 +381,7 @@ def load_questions(
     *,
     split: str | None = None,
     columns: Columns | None = None,
+    choices: Sequence[str] | None = None,
     skip_invalid: bool = False,
     limit: int | None = None,
     seed: int = 0,
@@ -403,6 +406,9 @@ def load_questions(
     split : the split of a Hub data set, if ``source`` does not name it.
     columns : ``{field: column}`` where the columns have other names; ``choices`` may be a list of
         columns, one per option.
+    choices : label words that all questions share, for files of labelled texts, which have no
+        options of their own. The text is then taken from ``question`` or else ``text``, the answer,
+        a label word or its 0-based index, from ``answer`` or else ``label``.
     skip_invalid : leave out invalid rows and list them in ``Questions.skipped``.
     limit : keep a random sample of so many questions (first rows would be biased: data sets are
         ordered by subject), drawn with ``seed``.
@@ -419,12 +425,18 @@ def load_questions(
     >>> _ = path.write_text("question,A,B,answer\\n1 + 1 = ?,2,3,A\\n")
     >>> load_questions(path)[0]
     Question(id='2', question='1 + 1 = ?', choices=('2', '3'), answer=0, subject='')
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "films.csv")
+    >>> _ = path.write_text("text,label\\nDull.,negative\\n")
+    >>> load_questions(path, choices=["positive", "negative"])[0]
+    Question(id='2', question='Dull.', choices=('positive', 'negative'), answer=1, subject='')
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, expected at least 1")
     if columns is not None:
         _check_columns(columns)
     rows, name, unit = _open(source, split, columns)
+    if choices is not None:
+        rows = _labelled_rows(rows, _checked_labels(choices))
     questions, skipped = _validated(rows, name, unit, skip_invalid)
     loaded = Questions(questions, name, skipped)
     return loaded if limit is None else loaded.sample(limit, seed)
@@ -553,9 +565,10 @@ def _csv_row(
     for field in ("id", "subject"):
         if row.get(field) == "":
             row[field] = None
-    answer = row.get("answer")
-    if isinstance(answer, str) and answer.isascii() and answer.isdigit() and len(answer) < 9:
-        row["answer"] = int(answer)
+    for field in ("answer", "label"):
+        answer = row.get(field)
+        if isinstance(answer, str) and answer.isascii() and answer.isdigit() and len(answer) < 9:
+            row[field] = int(answer)
     if isinstance(choices := row.get("choices"), str):
         try:
             row["choices"] = json.loads(choices)
@@ -574,7 +587,7 @@ def _parquet_rows(path: Path, columns: Columns | None) -> _Rows:
         file = pq.ParquetFile(path)
         header = file.schema_arrow.names
         plan = _option_columns(header, columns, str(path))
-        wanted = {*_FIELDS, *(plan or ())}
+        wanted = {*_FIELDS, *_TEXT_AND_LABEL.values(), *(plan or ())}
         for source in (columns or {}).values():
             wanted.update([source] if isinstance(source, str) else source)
         number = 0
@@ -624,7 +637,7 @@ def _check_columns(columns: Columns) -> None:
 def _renamed(
     row: Row, columns: Columns | None, option_columns: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    out = {field: row[field] for field in _FIELDS if field in row}
+    out = {f: row[f] for f in (*_FIELDS, *_TEXT_AND_LABEL.values()) if f in row}
     sources: dict[str, str | Sequence[str]] = dict(columns or {})
     if option_columns is not None:
         sources["choices"] = option_columns
@@ -644,6 +657,45 @@ def _renamed(
                 values.pop()
             out[field] = values
     return out
+
+
+def _checked_labels(choices: Sequence[str]) -> tuple[str, ...]:
+    labels = tuple(choices)
+    if isinstance(choices, str) or len(set(labels)) != len(labels):
+        raise InputError(f"choices: {choices!r}, expected different label words")
+    Question("labels", "labels", labels, 0)  # checks number and text
+    return labels
+
+
+def _labelled_rows(rows: _Rows, labels: tuple[str, ...]) -> _Rows:
+    for number, row in rows:
+        yield number, row if isinstance(row, InputError) else _caught(_labelled, row, labels)
+
+
+def _labelled(row: Row, labels: tuple[str, ...]) -> Row:
+    """Turn a row of text and label into fields."""
+    if row.get("choices") is not None:
+        raise InputError(
+            f"choices: {_show(row['choices'])}, but all questions are to have the options "
+            f"{list(labels)}; expected rows without options of their own"
+        )
+    fields: dict[str, Any] = {"id": row.get("id"), "subject": row.get("subject")}
+    for field, name in _TEXT_AND_LABEL.items():
+        value = row.get(field, row.get(name))
+        if value is None:
+            raise InputError(f"{field}: is missing, expected a column {field} or {name}")
+        fields[field] = value
+    answer = fields["answer"]
+    if type(answer) is int and str(answer) in labels and labels.index(str(answer)) != answer:
+        raise InputError(
+            f"answer: {answer} is the label of option {labels.index(str(answer))} and the 0-based "
+            f"index of another, expected labels that are not numbers"
+        )
+    if isinstance(answer, str):
+        if answer not in labels:
+            raise InputError(f"answer: {json.dumps(answer)}, expected one of {list(labels)}")
+        fields["answer"] = labels.index(answer)
+    return {**fields, "choices": list(labels)}
 
 
 def _validated(

@@ -17,7 +17,7 @@ from calibrant.diagnosis.verdict import Verdict, verdict
 from calibrant.errors import InputError
 from calibrant.files import write_text
 from calibrant.posthoc import LABELLED, REFERENCED
-from calibrant.prompts import Prompt, PromptLike
+from calibrant.prompts import PMI_IS_FOR_SCORING, Prompt, PromptLike
 from calibrant.questions import Questions, drop_overlap, load_questions
 from calibrant.runs import TRAIN, answers_at, open_run, set_name, versions
 
@@ -42,6 +42,7 @@ class RestoreSettings:
         equal share of each. limit : questions of each test source, likewise.
     overlap : "drop" training questions that occur in a test set, "error", or "keep" them.
     skip_invalid : leave out bad rows instead of stopping at the first.
+    choices : label words that all questions share, for files of texts and labels.
     epochs, learning_rate, batch_size, lora_rank, ece_weight, question_weight, target,
     calibration_fraction : of the fine-tuning methods, see `CalibrationConfig`; ``lora_rank`` 0
         trains every weight, in float32. ``learning_rate`` None is 3e-4 for LoRA, 2e-5 without.
@@ -62,6 +63,7 @@ class RestoreSettings:
     limit: int | None = None
     overlap: str = "drop"
     skip_invalid: bool = False
+    choices: tuple[str, ...] = ()
     epochs: float = 1.0
     learning_rate: float | None = None
     batch_size: int = 8
@@ -74,7 +76,10 @@ class RestoreSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt", Prompt.of(self.prompt))
+        prompt = Prompt.of(self.prompt)
+        object.__setattr__(self, "prompt", prompt)
+        if prompt.format == "cloze-pmi" and {"cft", "rcft"} & set(self.methods):
+            raise InputError(PMI_IS_FOR_SCORING)
         unknown = [m for m in self.methods if m not in METHODS]
         if unknown or not self.methods:
             raise InputError(f"method {unknown or 'missing'}, expected of {', '.join(METHODS)}")
@@ -238,7 +243,9 @@ def _load_data(
 
 
 def _loaded(source: str, settings: RestoreSettings, notes: list[str], **how: Any) -> Questions:
-    questions = load_questions(source, skip_invalid=settings.skip_invalid, **how)
+    questions = load_questions(
+        source, skip_invalid=settings.skip_invalid, choices=settings.choices or None, **how
+    )
     notes += [f"{source}: {line}" for line in (*questions.warnings, *questions.skipped)]
     return questions
 

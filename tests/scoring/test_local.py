@@ -13,6 +13,7 @@ PROMPTS = ("letter", "chat-letter", "cloze", "cloze-char", "cloze-sum")
 def plain_scores(model, tokenizer, question, prompt):
     """One unbatched, unpadded forward pass per option through plain transformers."""
     text = context(question, prompt, tokenizer)
+    prompt = str(prompt).partition(",")[0]
     if "letter" in prompt:
         with torch.no_grad():
             logprobs = model(tokenizer(text, return_tensors="pt")["input_ids"]).logits[0, -1]
@@ -104,6 +105,62 @@ def test_permuted_options_are_scored_as_shown_and_kept_in_their_own_order(tokeni
     assert table.provenance["data_fingerprint"] == questions.fingerprint
     with pytest.raises(InputError, match="'cloze' lists no options"):
         score(model, tokenizer, questions, prompt="cloze", permutations=2, show_progress=False)
+
+
+def test_pmi_subtracts_each_options_own_log_probability(tokenizer, model):
+    questions = make_questions(6, k_max=4)
+    pmi = score(model, tokenizer, questions, prompt="cloze-pmi", show_progress=False)
+    start = len(tokenizer("Answer:")["input_ids"])
+    for i, q in enumerate(questions):
+        given = plain_scores(model, tokenizer, q, "cloze-sum")
+        for k, choice in enumerate(q.choices):
+            bare = tokenizer(f"Answer: {choice}", return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                logprobs = model(bare).logits[0].log_softmax(-1)
+            own = logprobs[start - 1 : -1].gather(1, bare[0, start:, None]).sum().item()
+            assert pmi.logprobs[i, k] == pytest.approx(given[k] - own, abs=2e-5)
+    assert np.isnan(pmi.option_mass).all()
+
+
+def test_an_option_text_is_asked_for_on_its_own_only_once(tokenizer, model):
+    from calibrant.questions import Question
+
+    questions = [Question(str(i), f"word {i} ?", ("yes", "no"), 0) for i in range(40)]
+    seen = []
+    model.register_forward_hook(
+        lambda module, args, kwargs, out: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    score(model, tokenizer, questions, prompt="cloze-sum", show_progress=False)
+    without = sum(seen)
+    seen.clear()
+    score(model, tokenizer, questions, prompt="cloze-pmi", show_progress=False)
+    assert sum(seen) - without <= 2 * len(tokenizer("Answer: yes")["input_ids"])
+
+
+def test_label_words_score_as_sequences_and_their_mass_is_recorded(tokenizer, model):
+    from calibrant.questions import Question
+
+    labels = ("red", "green stone", "blue")
+    films = [Question(str(i), f"river {i}", labels, i % 3) for i in range(5)]
+    table = score(model, tokenizer, films, prompt="labels", show_progress=False)
+    for i, q in enumerate(films):
+        expected = plain_scores(model, tokenizer, q, "labels")
+        np.testing.assert_allclose(table.logprobs[i], expected, atol=1e-5)
+        assert table.option_mass[i] == pytest.approx(np.exp(expected).sum(), abs=1e-6)
+
+
+@pytest.mark.parametrize("prompt", ["letter", "chat-letter", "cloze", "labels"])
+def test_examples_change_the_answers_as_plain_transformers_does(tokenizer, prompt):
+    from calibrant.prompts import Prompt
+    from calibrant.questions import Question
+
+    model = make_model(max_position_embeddings=1024)
+    pool = list(make_questions(4, seed=8, prefix="e"))
+    q = Question("q", "Which of red is dog 1 ?", ("dog 1", "cat 2"), 0)
+    few = Prompt(prompt, examples=tuple(pool), shots=2)
+    (found,) = score(model, tokenizer, [q], prompt=few, show_progress=False).logprobs
+    np.testing.assert_allclose(found, plain_scores(model, tokenizer, q, few), atol=1e-5)
+    assert np.abs(found - plain_scores(model, tokenizer, q, prompt)).max() > 1e-3
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

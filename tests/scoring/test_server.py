@@ -162,7 +162,7 @@ def test_a_server_that_cannot_be_measured_is_refused_at_once(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": "cloze"}, "cloze on a server needs to know where an option's tokens begin"),
+        ({"prompt": "cloze"}, "on a server one needs to know where an option's tokens begin"),
         ({"prompt": Prompt("letter", letter_tokens="single")}, "expected 'merged'"),
         ({"top_logprobs": 0}, "top_logprobs is 0"),
     ],

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
 
 from calibrant.cli.options import (
+    choices_option,
     config_option,
     loading_options,
     model_options,
@@ -25,6 +27,17 @@ BASE = "base"  # folder inside the run folder: answers of an adapter's base mode
 # Options that can change an answer table, so that a run folder is of one choice of them.
 LOCAL_RESULT = ("dtype", "gguf_file", "quantize")
 SERVER_RESULT = ("tokenizer", "top_logprobs")
+
+# Asks questions; the folder keeps what is finished of an interrupted run.
+_Ask = Callable[[Any, Path], Any]
+
+
+def _permutations(ctx: Any, parameter: Any, value: str | None) -> str | int | None:
+    if value is None or value in ("cyclic", "all"):
+        return value
+    if value.isdigit() and int(value) > 0:
+        return int(value)
+    raise click.BadParameter(f"{value!r} is not cyclic, all or a number from 1")
 
 
 @click.command("evaluate")
@@ -48,9 +61,29 @@ SERVER_RESULT = ("tokenizer", "top_logprobs")
 @click.option(
     "--compare-base", is_flag=True, help="Ask an adapter's base model too, and compare the two."
 )
+@choices_option
 @model_options
 @loading_options
 @server_options
+@click.option(
+    "--permutations",
+    callback=_permutations,
+    metavar="cyclic|all|N",
+    help="Ask with the options in several orders, N random ones, and average.",
+)
+@click.option(
+    "--debias",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="Ask this share of the questions in cyclic orders to estimate how likely each letter is "
+    "whatever the option, and divide that out of all answers (PriDe).",
+)
+@click.option(
+    "--show-prompts",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Print the text of N questions with the tokens of the answers in ⟦…⟧, and stop.",
+)
 @click.option(
     "--output-dir",
     help=f"Run folder.  [default: {DEFAULT_FOLDER} for a model; none is written for --answers]",
@@ -63,6 +96,7 @@ def command(
     lm_eval_metric: Any,
     output_dir: str | None,
     seed: int,
+    show_prompts: int | None,
     **asked: Any,
 ) -> None:
     """Measure the calibration of MODEL on labelled questions, or of answers that are there.
@@ -90,7 +124,14 @@ def command(
         raise click.UsageError(
             "--limit, --skip-invalid and --compare-base go with --questions, not --answers"
         )
+    if asked["debias"] is not None and asked["permutations"] is not None:
+        raise click.UsageError("expected --permutations or --debias, not both")
     refuse_unused(served=asked["server"] is not None)
+    if show_prompts is not None:
+        if not asking:
+            raise click.UsageError("--show-prompts goes with MODEL and --questions")
+        _show(show_prompts, seed, model=model[0], **asked)
+        return
     folder: Path | None = None
     processes = Processes.join()
     if asked["server"] is not None and processes.world > 1:
@@ -132,25 +173,27 @@ def _ask(
     limit: int | None,
     skip_invalid: bool,
     prompt: Any,
+    choices: tuple[str, ...] = (),
+    permutations: str | int | None = None,
+    debias: float | None = None,
     server: str | None = None,
     compare_base: bool = False,
     **how: Any,
 ) -> tuple[Any, str, Path]:
     """Answer table of the run folder, made now unless it is there already."""
-    from calibrant.questions import load_questions
-    from calibrant.runs import answers_at, open_run, set_name, versions
+    from calibrant.runs import open_run, set_name, versions
 
-    loaded = load_questions(questions, skip_invalid=skip_invalid, limit=limit, seed=seed)
-    if processes.rank == 0:
-        for line in (*loaded.warnings, *loaded.skipped):
-            click.echo(f"note: {line}", err=True)
+    loaded = _load(questions, limit, skip_invalid, choices, seed, quiet=processes.rank > 0)
     of_result = SERVER_RESULT if server else LOCAL_RESULT
     settings = {
         "model": model,
         "questions": questions,
         "limit": limit,
         "skip_invalid": skip_invalid,
+        "choices": list(choices) or None,
         "prompt": prompt.to_json(),
+        "permutations": permutations,
+        "debias": debias,
         **({"server": server} if server else {}),
         **{name: how.get(name) for name in of_result},
         "seed": seed,
@@ -161,22 +204,18 @@ def _ask(
         if processes.world > 1:
             click.echo(f"note: {processes.world} processes share the questions", err=True)
         open_run(folder, _config(settings, data, versions()))
-
     network = _Network(model, how)
 
-    def ask(at: Path, *, base: bool = False) -> Any:
-        from calibrant.scoring.local import score
-
+    def answers(at: Path, *, base: bool = False) -> Any:
         if server:
-            return _ask_server(server, model, loaded, prompt, at, **how)
-        return score(
-            *network.get(base=base), loaded, prompt=prompt, partial=at, processes=processes
-        )
+            ask = _served(server, model, prompt, **how)
+        else:
+            ask = _loaded(network, prompt, processes, base=base)
+        return _answers(ask, loaded, prompt, at, processes, permutations, debias, seed)
 
     if compare_base:
-        answers_at(folder / BASE / "answers.parquet", partial(ask, base=True), processes)
-    table = answers_at(folder / "answers.parquet", ask, processes)
-    return table, f"{model}, {prompt}, {set_name(questions)}", folder
+        answers(folder / BASE, base=True)
+    return answers(folder), f"{model}, {prompt}, {set_name(questions)}", folder
 
 
 class _Network:
@@ -216,12 +255,81 @@ def _compared(table: Any, folder: Path, model: str, seed: int) -> Any:
     return difference_table(judged, name="adapter", before="base model", after=model)
 
 
-def _ask_server(
-    server: str,
-    model: str,
+def _load(
+    questions: str, limit: Any, skip_invalid: bool, choices: Any, seed: int, *, quiet: bool = False
+) -> Any:
+    from calibrant.questions import load_questions
+
+    loaded = load_questions(
+        questions, skip_invalid=skip_invalid, limit=limit, seed=seed, choices=choices or None
+    )
+    for line in () if quiet else (*loaded.warnings, *loaded.skipped):
+        click.echo(f"note: {line}", err=True)
+    return loaded
+
+
+def _answers(
+    ask: _Ask,
     questions: Any,
     prompt: Any,
-    partial: Path,
+    folder: Path,
+    processes: Any,
+    permutations: str | int | None,
+    share: float | None,
+    seed: int,
+) -> Any:
+    """One answer per question, in the folder; those in several orders are kept beside it."""
+    from calibrant.permutations import (
+        average,
+        debias,
+        estimation_sample,
+        in_every_order,
+        letter_prior,
+    )
+    from calibrant.runs import answers_at
+
+    def permuted(part: Any, orders: str | int) -> Any:
+        prompt.check_lists_options()
+
+        def make(partial: Path) -> Any:
+            return in_every_order(lambda rows: ask(rows, partial), part, orders, seed)
+
+        return answers_at(folder / "permutations.parquet", make, processes)
+
+    def make(partial: Path) -> Any:
+        if permutations is not None:
+            return average(permuted(questions, permutations))
+        if share is None:
+            return ask(questions, partial)
+        rows = estimation_sample([len(q.choices) for q in questions], share, seed)
+        prior = letter_prior(permuted(questions.select(rows), "cyclic"))
+        return debias(ask(questions, partial), prior)
+
+    return answers_at(folder / "answers.parquet", make, processes)
+
+
+def _loaded(network: _Network, prompt: Any, processes: Any, *, base: bool) -> _Ask:
+    """Ask a model loaded here."""
+
+    @cache
+    def loaded() -> tuple[Any, Any]:
+        return network.get(base=base)
+
+    def ask(questions: Any, partial: Path) -> Any:
+        from calibrant.scoring.local import score
+
+        model, tokenizer = loaded()
+        return score(
+            model, tokenizer, questions, prompt=prompt, partial=partial, processes=processes
+        )
+
+    return ask
+
+
+def _served(
+    server: str,
+    model: str,
+    prompt: Any,
     *,
     tokenizer: str | None,
     api_key_env: str | None,
@@ -229,31 +337,63 @@ def _ask_server(
     concurrency: int,
     timeout: float,
     **_: Any,
-) -> Any:
+) -> _Ask:
+    """Ask a model behind a server."""
     from calibrant.errors import InputError
-    from calibrant.scoring.server import score_server
 
     if api_key_env is not None and not os.environ.get(api_key_env):
         raise InputError(
             f"environment variable {api_key_env} is not set; expected the server's key in it"
         )
-    loaded = None
-    if tokenizer is not None:
-        from calibrant.scoring.models import load_tokenizer
 
-        loaded = load_tokenizer(tokenizer)
-    return score_server(
-        questions,
-        server,
-        model,
-        prompt=prompt,
-        tokenizer=loaded,
-        api_key=os.environ[api_key_env] if api_key_env else None,
-        top_logprobs=top_logprobs,
-        concurrency=concurrency,
-        timeout=timeout,
-        partial=partial,
-    )
+    def ask(questions: Any, partial: Path) -> Any:
+        from calibrant.scoring.server import score_server
+
+        loaded = None
+        if tokenizer is not None:
+            from calibrant.scoring.models import load_tokenizer
+
+            loaded = load_tokenizer(tokenizer)
+        return score_server(
+            questions,
+            server,
+            model,
+            prompt=prompt,
+            tokenizer=loaded,
+            api_key=os.environ[api_key_env] if api_key_env else None,
+            top_logprobs=top_logprobs,
+            concurrency=concurrency,
+            timeout=timeout,
+            partial=partial,
+        )
+
+    return ask
+
+
+def _show(
+    n: int,
+    seed: int,
+    *,
+    model: str,
+    questions: str,
+    prompt: Any,
+    limit: int | None,
+    skip_invalid: bool,
+    choices: tuple[str, ...],
+    gguf_file: str | None,
+    tokenizer: str | None,
+    **_: Any,
+) -> None:
+    """Print the first prompts as the model would get them; no weights are loaded."""
+    from calibrant.prompts import encode, resolved, show
+    from calibrant.scoring.models import load_tokenizer
+
+    loaded = _load(questions, limit, skip_invalid, choices, seed)
+    tokens = load_tokenizer(tokenizer or model, gguf_file=gguf_file)
+    settled = resolved(prompt, tokens, loaded)
+    for encoded in encode(loaded[:n], tokens, settled):
+        click.echo(f"--- question {encoded.id}, {settled}, {len(encoded.prefix)} tokens")
+        click.echo(show(encoded, tokens) + "\n")
 
 
 def _read(sources: tuple[str, ...], metric: Any) -> tuple[Any, str]:

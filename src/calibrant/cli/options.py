@@ -12,7 +12,7 @@ import click
 import yaml
 from click.core import ParameterSource
 
-from calibrant.prompts import LetterTokens, Prompt, PromptFormat
+from calibrant.prompts import LetterStyle, LetterTokens, Prompt, PromptFormat, ShotChoice
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -68,14 +68,47 @@ class _PromptType(click.Choice[str]):
         return Prompt.of(super().convert(value, param, ctx))
 
 
+def _separator(ctx: Any, parameter: Any, value: str | None) -> str | None:
+    return None if value is None else value.replace("\\n", "\n")
+
+
+def _labels(ctx: Any, parameter: Any, value: Any) -> tuple[str, ...]:
+    words = value.split(",") if isinstance(value, str) else value or ()
+    return tuple(word.strip() for word in words)
+
+
+choices_option = click.option(
+    "--choices",
+    type=click.UNPROCESSED,  # a run's config.yaml holds a list
+    callback=_labels,
+    metavar="A,B,…",
+    help="Label words all questions share, for files of texts and labels.",
+)
+
+_SETTINGS = ("letter_tokens", "letter_style", "separator", "system_prompt")
+
+
 def model_options(function: F) -> F:
     """How the model is loaded, and how it is asked: one `Prompt` in the argument ``prompt``."""
 
     @wraps(function)
-    def command(*args: Any, prompt: Prompt, letter_tokens: str | None, **others: Any) -> Any:
-        chosen = {"letter_tokens": letter_tokens}
-        given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-        return function(*args, prompt=replace(prompt, **given), **others)
+    def command(
+        *args: Any,
+        prompt: Prompt,
+        few_shot: str | None,
+        shots: int,
+        shot_choice: ShotChoice,
+        **others: Any,
+    ) -> Any:
+        chosen: dict[str, Any] = {name: others.pop(name) for name in _SETTINGS}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        prompt = replace(prompt, **given)
+        if few_shot is not None:
+            from calibrant.questions import load_questions
+
+            pool = load_questions(few_shot, choices=others.get("choices") or None)
+            prompt = prompt.with_examples(pool, shots, shot_choice, seed=others["seed"])
+        return function(*args, prompt=prompt, **others)
 
     return _model_options(command)  # type: ignore[return-value]
 
@@ -91,9 +124,35 @@ def _model_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 help="How a question is asked.",
             ),
             click.option(
+                "--letter-style",
+                type=click.Choice(get_args(LetterStyle)),
+                help="How options are listed.  [default: A., or (A) if the tokenizer needs it]",
+            ),
+            click.option(
+                "--separator",
+                callback=_separator,
+                help="What stands before the answer, \\n for a new line.  [default: by tokenizer]",
+            ),
+            click.option(
                 "--letter-tokens",
                 type=click.Choice(get_args(LetterTokens)),
                 help="merged: 'A' and ' A' are one letter; single: as lm-eval.  [default: merged]",
+            ),
+            click.option("--system-prompt", help="System message of chat-letter."),
+            click.option("--few-shot", help="File or Hub id[:split] of answered examples to show."),
+            click.option(
+                "--shots",
+                default=5,
+                show_default=True,
+                type=click.IntRange(1),
+                help="Examples shown with --few-shot.",
+            ),
+            click.option(
+                "--shot-choice",
+                type=click.Choice(get_args(ShotChoice)),
+                default="fixed",
+                show_default=True,
+                help="The same examples for all questions, or of each one's subject.",
             ),
             click.option(
                 "--dtype",

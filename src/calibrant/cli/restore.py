@@ -6,7 +6,13 @@ from typing import Any
 
 import click
 
-from calibrant.cli.options import config_option, model_options, output_option, seed_option
+from calibrant.cli.options import (
+    choices_option,
+    config_option,
+    model_options,
+    output_option,
+    seed_option,
+)
 from calibrant.posthoc import LABELLED, REFERENCED
 
 
@@ -81,6 +87,7 @@ from calibrant.posthoc import LABELLED, REFERENCED
     show_default=True,
     help="conf-ECE the verdict counts as calibrated.",
 )
+@choices_option
 @model_options
 @output_option("runs/restore")
 @seed_option

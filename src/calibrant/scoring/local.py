@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from calibrant.answers import AnswerTable
 from calibrant.errors import InputError
-from calibrant.permutations import in_own_order, permuted
+from calibrant.permutations import in_every_order
 from calibrant.progress import progress
 from calibrant.prompts import (
     EncodedQuestion,
     Prompt,
     PromptLike,
-    check_lists_options,
+    encode_bare,
     encode_chunks,
+    resolved,
 )
 from calibrant.questions import Question, question_key
 from calibrant.scoring.batch import can_pack, check_lengths, collate, option_scores, unwrapped
@@ -58,10 +59,11 @@ def score(
 
     Letter formats: ``logprobs[i, k] = log P(letter_k | prompt_i)`` over the whole vocabulary, the
     sum over the tokens that read as the letter (``A``, `` A``; see `calibrant.prompts`).
-    Cloze formats: ``logprobs[i, k] = (1 / n_k) Σ_t log P(token_t of option k | prompt, earlier
-    tokens)``, ``n_k`` tokens, characters or 1. Softmax over a row gives the model's option
-    probabilities either way (`AnswerTable.probs`). Log-probabilities are taken in float32 whatever
-    the model's dtype. Batching, order and padding side do not matter.
+    Labels and cloze formats: ``logprobs[i, k] = (1 / n_k) Σ_t log P(token_t of option k | prompt,
+    earlier tokens)``, ``n_k`` tokens, characters or 1; cloze-pmi subtracts ``log P(option k)``
+    after the bare word ``Answer:``. Softmax over a row gives the model's option probabilities
+    either way (`AnswerTable.probs`). Log-probabilities are taken in float32 whatever the model's
+    dtype. Batching, order and padding side do not matter.
 
     Parameters
     ----------
@@ -83,8 +85,8 @@ def score(
     Returns
     -------
     AnswerTable
-        With ``option_mass[i] = Σ_k P(letter_k)`` for letters, NaN for cloze. With permutations one
-        row per question and order, and ``orders``.
+        With ``option_mass[i] = Σ_k P(option_k)`` for letters and labels, NaN for cloze. With
+        permutations one row per question and order, and ``orders``.
 
     Raises
     ------
@@ -93,22 +95,23 @@ def score(
         alone too large for the memory, options are to be permuted that the prompt does not list,
         or ``partial`` holds results of another run.
     """
-    prompt = Prompt.of(prompt)
+    prompt = resolved(prompt, tokenizer, questions)
     if permutations is not None:
-        check_lists_options(prompt)
-        rows, orders = permuted(questions, permutations, seed)
-        answers = score(
-            model,
-            tokenizer,
-            rows,
-            prompt=prompt,
-            batch_tokens=batch_tokens,
-            partial=partial,
-            processes=processes,
-            show_progress=show_progress,
-        )
-        notes = _data(questions) | {"permutations": {"orders": permutations, "seed": seed}}
-        return in_own_order(answers.with_logprobs(answers.logprobs, **notes), orders)
+        prompt.check_lists_options()
+
+        def ask(rows: list[Question]) -> AnswerTable:
+            return score(
+                model,
+                tokenizer,
+                rows,
+                prompt=prompt,
+                batch_tokens=batch_tokens,
+                partial=partial,
+                processes=processes,
+                show_progress=show_progress,
+            )
+
+        return in_every_order(ask, questions, permutations, seed)
     encoded = Tokens.join(encode_chunks(list(questions), tokenizer, prompt))
     scores = score_encoded(
         model,
@@ -119,9 +122,18 @@ def score(
         processes=processes,
         show_progress=show_progress,
     )
-    n_options = np.array([len(q.choices) for q in questions])
+    if prompt.format == "cloze-pmi":
+        scores = scores - _bare_scores(
+            model,
+            tokenizer,
+            questions,
+            batch_tokens=batch_tokens,
+            processes=processes,
+            show_progress=show_progress,
+        )
+    n, n_options = len(questions), np.array([len(q.choices) for q in questions])
     with np.errstate(under="ignore"):
-        mass = np.exp(scores).sum(axis=1) if prompt.is_letter else np.full(len(encoded), np.nan)
+        mass = np.exp(scores).sum(axis=1) if prompt.has_option_mass else np.full(n, np.nan)
     return AnswerTable(
         ids=tuple(q.id for q in questions),
         logprobs=scores,
@@ -290,6 +302,19 @@ def _weights(model: Any) -> str:
     return digest.hexdigest()
 
 
+def _bare_scores(
+    model: Any, tokenizer: Any, questions: Sequence[Question], **how: Any
+) -> NDArray[np.float64]:
+    """Log-probability of every option after "Answer:" alone, (N, K), each text asked for once."""
+    number: dict[str, int] = {}
+    which = [[number.setdefault(text, len(number)) for text in q.choices] for q in questions]
+    bare = score_encoded(model, tokenizer, encode_bare(list(number), tokenizer), **how)[:, 0]
+    scores = np.zeros((len(which), max(map(len, which))))
+    for row, options in zip(scores, which, strict=True):
+        row[: len(options)] = bare[options]
+    return scores
+
+
 def pad_token(tokenizer: Any) -> int:
     """Any valid token: padding is never seen and never read."""
     token: int | None = tokenizer.pad_token_id
@@ -350,16 +375,11 @@ def _provenance(model: Any, questions: Sequence[Question], prompt: Prompt) -> di
         "quantization": getattr(quantization, "bnb_4bit_quant_type", None),
         "prompt": prompt.format,
         "prompt_settings": asdict(prompt),
+        "data": getattr(questions, "name", None),
+        "data_fingerprint": getattr(questions, "fingerprint", None),
         "versions": {
             "calibrant": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-    } | _data(questions)
-
-
-def _data(questions: Sequence[Question]) -> dict[str, Any]:
-    return {
-        "data": getattr(questions, "name", None),
-        "data_fingerprint": getattr(questions, "fingerprint", None),
     }

@@ -146,22 +146,30 @@ def _quantization(quantize: str | None, gguf_file: str | None, dtype: Any) -> di
     }
 
 
-def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
-    """Load a tokenizer alone, by Hub id or folder.
+def load_tokenizer(
+    model: str, *, gguf_file: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """Load a model's tokenizer alone; an adapter's own, or else its base model's.
 
     Raises
     ------
     InputError
         If it cannot be loaded; the message names it and the reason.
     """
+    config = Path(model) / "adapter_config.json"
+    own = (Path(model) / "tokenizer_config.json").is_file() or not config.is_file()
+    source, gguf_file = _gguf(model if own else _base_of(config), gguf_file)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if gguf_file is not None:
+        options["gguf_file"] = gguf_file
     try:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"tokenizer {name!r} cannot be loaded: {reason[:400]}; expected a Hub id or the "
+            f"tokenizer {model!r} cannot be loaded: {reason[:400]}; expected a Hub id or the "
             "folder of a model"
         ) from error
 

@@ -33,11 +33,10 @@ from calibrant.answers import AnswerTable
 from calibrant.errors import InputError
 from calibrant.progress import progress
 from calibrant.prompts import (
-    LETTERS,
     EncodedQuestion,
     Prompt,
     PromptLike,
-    context,
+    before_letter,
     encode,
     messages,
     reads_as,
@@ -235,13 +234,19 @@ class _NoLogprobsError(_MalformedError):
 def _tasks(
     questions: Questions, model: str, prompt: Prompt, tokenizer: Any, top_logprobs: int
 ) -> Iterable[_Task]:
+    if prompt.format == "cloze-pmi":
+        raise InputError(
+            "prompt format 'cloze-pmi' also asks for the options on their own, which is not done "
+            "on servers; expected another format"
+        )
     if tokenizer is not None:
         encoded = encode(list(questions), tokenizer, prompt)
-        make = _exact_letters if prompt.is_letter else _echoed
-        return (make(q, model) for q in encoded)
+        if prompt.is_letter:
+            return (_exact_letters(q, model) for q in encoded)
+        return (_echoed(q, model, has_mass=prompt.has_option_mass) for q in encoded)
     if not prompt.is_letter:
         raise InputError(
-            f"prompt {prompt}: cloze on a server needs to know where an option's tokens begin; "
+            f"prompt {prompt}: on a server one needs to know where an option's tokens begin; "
             "expected the model's tokenizer (--tokenizer), or --prompt letter or chat-letter"
         )
     if prompt.letter_tokens != "merged":
@@ -265,7 +270,7 @@ def _likeliest(q: Question, model: str, prompt: Prompt, top_logprobs: int) -> _T
         body |= {"messages": messages(q, prompt), "logprobs": True, "top_logprobs": top_logprobs}
     else:
         path = "/completions"
-        body |= {"prompt": context(q, prompt), "logprobs": top_logprobs}
+        body |= {"prompt": before_letter(q, prompt), "logprobs": top_logprobs}
 
     def read(replies: list[Reply]) -> Value:
         top, drawn = _first_position(replies[0])
@@ -274,7 +279,7 @@ def _likeliest(q: Question, model: str, prompt: Prompt, top_logprobs: int) -> _T
         low = top[-1][1]
         if len(top) > 1 and top[-1] == drawn:
             low = top[-2][1]
-        found: dict[str, list[float]] = {letter: [] for letter in LETTERS[: len(q.choices)]}
+        found: dict[str, list[float]] = {letter: [] for letter in prompt.markers(len(q.choices))}
         for token, logprob in top:
             if (letter := reads_as(token)) in found:
                 found[letter].append(logprob)
@@ -320,8 +325,8 @@ def _exact_letters(q: EncodedQuestion, model: str) -> _Task:
     return _Task(q.id, "/completions", [body], read)
 
 
-def _echoed(q: EncodedQuestion, model: str) -> _Task:
-    """Cloze: each option's own tokens as part of the prompt."""
+def _echoed(q: EncodedQuestion, model: str, *, has_mass: bool) -> _Task:
+    """Cloze and labels: each option's own tokens as part of the prompt."""
     prompts = [
         [*q.prefix, *branch, reads[-1][1]]
         for branch, reads in zip(q.branches, q.reads, strict=True)
@@ -339,7 +344,8 @@ def _echoed(q: EncodedQuestion, model: str) -> _Task:
             # Offset 0 is the token after the prefix.
             total = sum(_number(logprobs[len(q.prefix) + offset]) for offset, _ in reads)
             scores.append(total / divisor)
-        return {"logprobs": scores, "option_mass": None, "missing": 0}
+        mass = sum(map(math.exp, scores)) if has_mass else None
+        return {"logprobs": scores, "option_mass": mass, "missing": 0}
 
     return _Task(q.id, "/completions", bodies, read)
 

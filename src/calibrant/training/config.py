@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from calibrant.errors import InputError
-from calibrant.prompts import Prompt
+from calibrant.prompts import PMI_IS_FOR_SCORING, Prompt
 
 METHODS = ("sft", "cft", "rcft", "rcft-released")
 
@@ -31,8 +31,8 @@ class CalibrationConfig(TrainingArguments):
     method : "sft", "cft", "rcft" or "rcft-released".
     prompt : a prompt format, a `calibrant.prompts.Prompt` or its JSON form, which is what is kept.
     answer_loss : "options", cross-entropy over the question's options; "vocabulary", the answer's
-        full-vocabulary negative log-likelihood; "auto", vocabulary for letters and for sft, options
-        for cloze.
+        full-vocabulary negative log-likelihood; "auto", vocabulary for letters, labels and for
+        sft, options for cloze.
     question_weight : weight of the question tokens' loss (all but cft). 0 turns L_SFT2 into L_SFT1.
     ece_weight : λ of the regulariser (rcft).
     target : "tempered" (corrected, keeps the order for any K) or "tanh" (as published).
@@ -85,6 +85,8 @@ class CalibrationConfig(TrainingArguments):
     def __post_init__(self) -> None:
         """Check what is ours, then let `TrainingArguments` check its own."""
         self.prompt = Prompt.of(self.prompt).to_json()
+        if Prompt.of(self.prompt).format == "cloze-pmi":
+            raise InputError(PMI_IS_FOR_SCORING)
         if self.method == "rcft-released":
             self.e_step_data, self.e_steps_per_epoch, self.target = "training", 0, "tanh"
         for name, allowed in (

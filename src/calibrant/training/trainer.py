@@ -129,7 +129,7 @@ class CalibrationTrainer(OptionTrainer):
         options_loss = args.answer_loss == "options" or (
             args.answer_loss == "auto"
             and args.method != "sft"
-            and not Prompt.of(args.prompt).is_letter
+            and not Prompt.of(args.prompt).has_option_mass
         )
         if options_loss:
             loss = option_cross_entropy(scores, inputs["answer"])
