@@ -8,7 +8,7 @@ that the trainer can normalise over the global batch.
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import cross_entropy, softplus
+from torch.nn.functional import cross_entropy, one_hot, softplus
 
 
 def option_cross_entropy(scores: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
@@ -55,6 +55,121 @@ def squared_distance(
     if option is not None:
         error = error.masked_fill(~option, 0.0)
     return error.sum(dim=1)
+
+
+def label_smoothing(
+    scores: torch.Tensor, answer: torch.Tensor, epsilon: float = 0.1
+) -> torch.Tensor:
+    r"""Cross-entropy with a target that leaves ε to all of the question's options alike, in nats.
+
+    ``−(1 − ε) log p[answer] − (ε / K) Σ_k log p_k``, K the question's own number of options; least
+    at ``p[answer] = 1 − ε + ε / K``.
+
+    References
+    ----------
+    Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, §7; for
+    aligned language models arXiv 2508.00264.
+
+    Examples
+    --------
+    >>> scores = torch.tensor([[0.6, 0.4]]).log()
+    >>> round(label_smoothing(scores, torch.tensor([0]), 0.5).item(), 4)  # .75 and .25
+    0.6122
+    """
+    log_p, option = _option_log_probs(scores)
+    even = -log_p.sum(dim=1) / option.sum(dim=1)
+    return (1 - epsilon) * option_cross_entropy(scores, answer) + epsilon * even
+
+
+def confidence_penalty(
+    scores: torch.Tensor, answer: torch.Tensor, weight: float = 0.1
+) -> torch.Tensor:
+    r"""Cross-entropy less λ times the entropy over the options, ``−log p[answer] − λ H(p)``, nats.
+
+    References
+    ----------
+    Pereyra et al., "Regularizing Neural Networks by Penalizing Confident Output Distributions",
+    2017, arXiv 1701.06548.
+
+    Examples
+    --------
+    >>> scores = torch.tensor([[0.6, 0.4]]).log()
+    >>> round(confidence_penalty(scores, torch.tensor([0]), 1.0).item(), 4)  # .5108 − .6730
+    -0.1622
+    """
+    log_p, _ = _option_log_probs(scores)
+    entropy = -(scores.softmax(dim=1) * log_p).sum(dim=1)
+    return option_cross_entropy(scores, answer) - weight * entropy
+
+
+def focal(scores: torch.Tensor, answer: torch.Tensor, gamma: float = 2.0) -> torch.Tensor:
+    r"""Cross-entropy that counts little where the answer is likely, ``−(1 − p)^γ log p``, in nats.
+
+    p is the answer's probability among the options; γ = 0 is the cross-entropy.
+
+    References
+    ----------
+    Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017; Mukhoti et al., "Calibrating
+    Deep Neural Networks using Focal Loss", NeurIPS 2020.
+
+    Examples
+    --------
+    >>> scores = torch.tensor([[0.6, 0.4]]).log()
+    >>> round(focal(scores, torch.tensor([0])).item(), 4)  # .16 · .5108
+    0.0817
+    """
+    nll = option_cross_entropy(scores, answer)
+    # A base of 0 has no slope for γ < 1, and the loss none there: the clamp stops the gradient.
+    missed = (-torch.expm1(-nll)).clamp(min=torch.finfo(nll.dtype).tiny)
+    return missed**gamma * nll
+
+
+def brier(scores: torch.Tensor, answer: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
+    r"""Cross-entropy plus λ times the Brier score, ``−log p[answer] + λ ‖p − e_answer‖²``.
+
+    Both parts are proper scores, so there are neither bins nor an E-step.
+
+    Examples
+    --------
+    >>> scores = torch.tensor([[0.6, 0.4]]).log()
+    >>> round(brier(scores, torch.tensor([0])).item(), 4)  # .5108 + .32
+    0.8308
+    """
+    probs = scores.softmax(dim=1)
+    return option_cross_entropy(scores, answer) + weight * squared_distance(
+        probs, one_hot(answer, probs.shape[1]).to(probs.dtype)
+    )
+
+
+def cogcalib(
+    nll: torch.Tensor, calibration: torch.Tensor, threshold: float, weight: float = 1.0
+) -> torch.Tensor:
+    r"""Add a calibration loss on questions already known only: ``nll + 1[nll ≤ t] · α · L_cal``.
+
+    Questions the model does not know yet are only learnt. The gate carries no gradient.
+
+    Parameters
+    ----------
+    nll : (Q,) float32, −log p of the answer, nats.
+    calibration : (Q,) float32, L_cal, any loss of this file.
+    threshold : t, nats; ``log K`` is a guess among K options.
+
+    References
+    ----------
+    arXiv 2505.20903 (CogCalib).
+
+    Examples
+    --------
+    >>> cogcalib(torch.tensor([0.2, 2.0]), torch.tensor([0.5, 0.5]), threshold=1.0).tolist()
+    [0.699..., 2.0]
+    """
+    return nll + weight * calibration.masked_fill(nll.detach() > threshold, 0.0)
+
+
+def _option_log_probs(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities with 0 in place of padding options, and which options are real."""
+    option = scores > -torch.inf
+    return scores.log_softmax(dim=1).masked_fill(~option, 0.0), option
 
 
 def dpo(scores: torch.Tensor, reference: torch.Tensor, beta: float) -> torch.Tensor:
