@@ -15,6 +15,7 @@ from calibrant.version import __version__
 VERBS = {
     "collapse": "Show what alignment did to a model's answers, stage by stage.",
     "compare": "Compare two runs, paired on the same questions.",
+    "demo": "The whole story in a laboratory whose truth is known, in minutes.",
     "diagnose": "Tell whether a model can be calibrated at its accuracy, and by what.",
     "evaluate": "Measure the calibration of a model, or of an answer table.",
     "restore": "Restore a model's calibration; measure before and after.",

@@ -10,7 +10,13 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments, set_seed
+from transformers import (
+    DataCollatorForLanguageModeling,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from calibrant.preferences import Preference
 from calibrant.questions import Question
@@ -28,7 +34,7 @@ _QUIET: dict[str, Any] = {
 
 
 def pretrain(
-    model: Any, tokenizer: Any, texts: Sequence[str], *, seed: int, learning_rate: float = 4e-3
+    model: Any, tokenizer: Any, texts: Sequence[str], *, seed: int, learning_rate: float = 3e-3
 ) -> Any:
     """Pre-train on texts, one pass: every token is predicted."""
     model = copy.deepcopy(model)
@@ -46,12 +52,14 @@ def pretrain(
             **_QUIET,
         )
         set_seed(seed)
-        Trainer(
+        trainer = Trainer(
             model=model,
             args=arguments,
             train_dataset=rows,
             data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
-        ).train()
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     return model.eval()
 
 
@@ -62,21 +70,28 @@ def fine_tune(
     *,
     seed: int,
     calibration: Sequence[Question] | None = None,
-    evaluation: Sequence[Question] | None = None,
+    choose_on: Sequence[Question] | None = None,
+    watch: dict[str, Sequence[Question]] | None = None,
     **settings: Any,
-) -> Any:
+) -> tuple[Any, list[dict[str, float]]]:
     """SFT, CFT or RCFT on cloze questions, every weight trained.
 
     Parameters
     ----------
     calibration : held-out questions of the E-step.
-    evaluation : held-out questions; the weights of the epoch with the least NLL on them are kept.
+    choose_on : held-out questions; the weights of the epoch with the least NLL on them are kept.
+    watch : sets of questions measured about ten times during the training.
     **settings : of `CalibrationConfig`.
+
+    Returns
+    -------
+    The model, and what was measured on the way: one dict of ``eval_SET_METRIC`` and ``epoch``
+    each time.
     """
     model = copy.deepcopy(model)
-    choose: dict[str, Any] = {}
-    if evaluation is not None:
-        choose = {
+    settings = {"per_device_train_batch_size": 32, "learning_rate": 1e-3} | settings
+    if choose_on is not None:
+        settings |= {
             "eval_strategy": "epoch",
             "save_strategy": "epoch",
             "save_total_limit": 1,
@@ -85,15 +100,11 @@ def fine_tune(
             "metric_for_best_model": "nll",
             "greater_is_better": False,
         }
+    elif watch is not None:
+        settings |= {"eval_strategy": "steps", "eval_steps": 0.1}
     with tempfile.TemporaryDirectory() as folder:
         arguments = CalibrationConfig(
-            output_dir=folder,
-            prompt="cloze",
-            seed=seed,
-            **_QUIET
-            | {"per_device_train_batch_size": 32, "learning_rate": 1e-3}
-            | choose
-            | settings,
+            output_dir=folder, prompt="cloze", seed=seed, **_QUIET | settings
         )
         set_seed(seed)
         trainer = CalibrationTrainer(
@@ -101,11 +112,17 @@ def fine_tune(
             args=arguments,
             train_dataset=questions,
             calibration_dataset=calibration,
-            eval_dataset=evaluation,
+            eval_dataset=watch if choose_on is None else choose_on,
             processing_class=tokenizer,
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return trainer.model.eval()
+    path: dict[float, dict[str, float]] = {}
+    for entry in trainer.state.log_history:
+        measured = {k: v for k, v in entry.items() if k.startswith("eval_")}
+        if measured:
+            path.setdefault(entry["epoch"], {"epoch": entry["epoch"]}).update(measured)
+    return trainer.model.eval(), list(path.values())
 
 
 def align(
@@ -130,7 +147,9 @@ def align(
             **_QUIET | {"per_device_train_batch_size": 64, "learning_rate": 1e-3} | settings,
         )
         set_seed(seed)
-        PreferenceTrainer(
+        trainer = PreferenceTrainer(
             model=model, args=arguments, train_dataset=pairs, processing_class=tokenizer
-        ).train()
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     return model.eval()

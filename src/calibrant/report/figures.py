@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
 BLUE, VERMILION, GREY, PALE = "#0072B2", "#D55E00", "#6e6e6e", "#cfe3f0"
-_BAND = "#e8e8e8"
+BAND = "#e8e8e8"
 # Okabe and Ito (2008) without yellow, which is too pale on white; one marker for each.
 SERIES = (
     (GREY, "o"),
@@ -75,7 +75,8 @@ _TICK_LABELS = ("0", ".2", ".4", ".6", ".8", "1")
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """Draw in the project's visual language whatever a user's matplotlibrc says."""
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
@@ -191,7 +192,7 @@ def plot_reliability(data: Reliability) -> Figure:
     """Draw one reliability diagram with the histogram of confidence under it."""
     from matplotlib.figure import Figure
 
-    with _style():
+    with style():
         figure = Figure(figsize=(4.2, 5.3), layout="constrained")
         grid = figure.add_gridspec(2, 1, height_ratios=(4.2, 1), hspace=0.02)
         diagram = figure.add_subplot(grid[0])
@@ -234,7 +235,7 @@ def plot_reliability_grid(
             f"reliability grid: rows of {[len(row) for row in cells]} cells, expected "
             f"{len(rows)} rows of {len(columns)}"
         )
-    with _style():
+    with style():
         figure = Figure(
             figsize=(0.7 + 2.1 * len(columns), 0.9 + 2.85 * len(rows)), layout="constrained"
         )
@@ -415,7 +416,7 @@ def plot_confidence(data: ConfidenceHistogram) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    with _style():
+    with style():
         figure = Figure(figsize=(4.6, 3.3), layout="constrained")
         axes = figure.add_subplot()
         width, left = np.diff(data.edges), data.edges[:-1]
@@ -514,11 +515,11 @@ def plot_plane(data: Plane, *, tolerance: float | None = 0.03) -> Figure:
     groups = list(dict.fromkeys(point.group for point in data.points))
     looks = {name: SERIES[i % len(SERIES)] for i, name in enumerate(names)}
     fills = ("full", "none", "left", "top", "right", "bottom")
-    with _style():
+    with style():
         figure = Figure(figsize=(5.6, 3.9), layout="constrained")
         axes = figure.add_subplot()
         if tolerance is not None:
-            axes.axhspan(0, tolerance, color=_BAND, linewidth=0, zorder=0)
+            axes.axhspan(0, tolerance, color=BAND, linewidth=0, zorder=0)
         for group in groups:  # thin lines lead from the first point on the same data to the others
             start, *others = [point for point in data.points if point.group == group]
             for end in others:
@@ -556,7 +557,7 @@ def plot_plane(data: Plane, *, tolerance: float | None = 0.03) -> Figure:
             ]  # fmt: skip
             labels += groups
         if tolerance is not None:
-            handles.append(Patch(color=_BAND))
+            handles.append(Patch(color=BAND))
             labels.append(f"ECE up to {number(tolerance, 2)}")
         figure.legend(handles, [_legend_text(label) for label in labels], loc="outside right upper")
         return figure
@@ -591,7 +592,7 @@ def _legend_text(label: str) -> str:
 def svg_text(figure: Figure) -> str:
     """Render as SVG, the same text every time, without the XML prolog: ready for a web page."""
     buffer = io.BytesIO()
-    with _style():
+    with style():
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue().decode()
     return text[text.index("<svg") :]
@@ -614,7 +615,7 @@ def save_figure(
     written = []
     for kind in formats:
         target = Path(f"{os.fspath(path)}.{kind}")
-        with replacing(target) as draft, _style():
+        with replacing(target) as draft, style():
             figure.savefig(draft, format=kind, dpi=150, metadata=_NO_DATE[kind])
         written.append(target)
     return written

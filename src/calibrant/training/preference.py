@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 
 from calibrant.errors import InputError
 from calibrant.preferences import Preference
-from calibrant.prompts import EncodedQuestion
+from calibrant.prompts import CHUNK, EncodedQuestion
 from calibrant.scoring.local import score_encoded
 from calibrant.training.base import OptionTrainer
 from calibrant.training.losses import dpo, preference_matching
@@ -140,26 +140,31 @@ def encode_preferences(preferences: Sequence[Preference], tokenizer: Any) -> lis
         raise InputError("preference pairs: an id occurs more than once; expected unique ids")
     chat = bool(getattr(tokenizer, "chat_template", None))
     encoded = []
-    for pair in preferences:
-        head, *full = _texts(pair, tokenizer, chat)
-        prefix, *rows = tokenizer([head, *full], add_special_tokens=not chat)["input_ids"]
-        shared = len(prefix)
-        while any(row[:shared] != rows[0][:shared] for row in rows):
-            shared -= 1
-        if shared == 0 or any(len(row) <= len(prefix) for row in rows):
-            raise InputError(f"preference pair {pair.id!r}: an answer has no token of its own")
-        reads = [[(t - shared, row[t]) for t in range(len(prefix), len(row))] for row in rows]
-        encoded.append(
-            EncodedQuestion(
-                id=pair.id,
-                prefix=rows[0][:shared],
-                branches=[row[shared:-1] for row in rows],
-                reads=reads,
-                divisors=[1.0, 1.0],
-                answer=0,
-            )
-        )
+    for start in range(0, len(preferences), CHUNK):
+        chunk = preferences[start : start + CHUNK]
+        texts = [text for pair in chunk for text in _texts(pair, tokenizer, chat)]
+        ids = tokenizer(texts, add_special_tokens=not chat)["input_ids"]
+        encoded += [_encoded(pair, *ids[3 * i : 3 * i + 3]) for i, pair in enumerate(chunk)]
     return encoded
+
+
+def _encoded(
+    pair: Preference, prefix: list[int], chosen: list[int], rejected: list[int]
+) -> EncodedQuestion:
+    rows = (chosen, rejected)
+    if any(len(row) <= len(prefix) for row in rows):
+        raise InputError(f"preference pair {pair.id!r}: an answer has no token of its own")
+    shared = len(prefix)  # less where the answer's first token took in the prompt's last
+    while chosen[:shared] != rejected[:shared]:
+        shared -= 1
+    return EncodedQuestion(
+        id=pair.id,
+        prefix=chosen[:shared],
+        branches=[row[shared:-1] for row in rows],
+        reads=[[(t - shared, row[t]) for t in range(len(prefix), len(row))] for row in rows],
+        divisors=[1.0, 1.0],
+        answer=0,
+    )
 
 
 def _texts(pair: Preference, tokenizer: Any, chat: bool) -> list[str]:

@@ -234,7 +234,7 @@ class CalibrationTrainer(OptionTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Accuracy, conf-ECE, NLL and Brier score of the evaluation questions."""
+        """Accuracy, conf-ECE, NLL, Brier score, mean and spread of confidence of questions."""
         questions = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(questions, dict):
             result: dict[str, float] = {}
@@ -249,6 +249,10 @@ class CalibrationTrainer(OptionTrainer):
             f"{metric_key_prefix}_{name}": float(getattr(metrics, name)(**data))
             for name in ("accuracy", "conf_ece", "nll", "brier")
         }
+        # Their collapse to one value, or to 1, is what goes wrong in RCFT; watch them.
+        confidence = answers.confidence
+        result[f"{metric_key_prefix}_mean_confidence"] = float(confidence.mean())
+        result[f"{metric_key_prefix}_confidence_sd"] = float(confidence.std())
         self.log(dict(result))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, result
