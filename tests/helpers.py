@@ -1,5 +1,18 @@
-"""Things made for the tests: questions of nonsense words, and tiny random models."""
+"""Things made for the tests: questions of nonsense words, tiny random models, sizes."""
 
+# Sizes of a story of the laboratory that takes every step, too small to show anything.
+TINY_LAB = {
+    "texts": 600,
+    "layers": 1,
+    "sft_questions": 40,
+    "pairs": 40,
+    "betas": (1.0, 0.1),
+    "fresh": 40,
+    "few": 40,
+    "held_out": 20,
+    "epochs": 2,
+    "test": 60,
+}
 WORDS = ("red", "green", "blue", "stone", "river", "seven", "nine", "cat", "dog", "old", "new")
 
 

@@ -137,8 +137,9 @@ def results_table(story: Story, *, intervals: bool = True) -> Table:
         tuple(rows),
         title=f"{IN} (N = {s.test:,}), then {OUT} (N = {s.test // 2:,})",
         notes=(
-            f"The last three columns are of {OUT}; labels come from {IN} only; ACC* there is {number(truth.critical_accuracy)}. TCE: "
-            "mean distance of confidence from the true probability.",
+            f"The last three columns are of {OUT}. Labels come from {IN} only; ACC* there is "
+            f"{number(truth.critical_accuracy)}. TCE: mean distance of confidence from the true "
+            "probability.",
         ),
     )
 

@@ -236,8 +236,8 @@ class Story:
     def _targets(self) -> dict[str, NDArray[np.float64]]:
         s, world = self.settings, self.world
         drawn = (
-            world.questions(IN, s.test, _TEST),
-            world.questions(OUT, s.test // 2, _TEST),
+            world.questions(IN, s.test, _TEST, test=True),
+            world.questions(OUT, s.test // 2, _TEST, test=True),
             world.questions(IN, s.fresh, _FRESH),
             world.questions(IN, s.few, _FEW),
         )
@@ -485,8 +485,8 @@ def _write_questions(story: Story) -> None:
     target.mkdir(exist_ok=True)
     s = story.settings
     sets = {
-        f"{IN}-test": story.world.questions(IN, s.test, _TEST),
-        f"{OUT}-test": story.world.questions(OUT, s.test // 2, _TEST),
+        f"{IN}-test": story.world.questions(IN, s.test, _TEST, test=True),
+        f"{OUT}-test": story.world.questions(OUT, s.test // 2, _TEST, test=True),
         f"{IN}-fresh": story.world.questions(IN, s.fresh, _FRESH),
         f"{IN}-few": story.world.questions(IN, s.few, _FEW),
     }
@@ -527,8 +527,8 @@ class _Lab:
         """Both test sets, and the questions of chapters three and four that were trained on."""
         s = self.settings
         sets = {
-            IN: self.world.questions(IN, s.test, _TEST),
-            OUT: self.world.questions(OUT, s.test // 2, _TEST),
+            IN: self.world.questions(IN, s.test, _TEST, test=True),
+            OUT: self.world.questions(OUT, s.test // 2, _TEST, test=True),
         }
         if step.data in ("fresh", "few", "repeated"):
             sets[TRAIN] = self.labelled(step)[0]

@@ -12,6 +12,7 @@ The name says nothing: it is there to be memorised. Everything follows from one 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from calibrant.questions import Question, Questions
 
 NAMES = [a + b for a in ("Al", "Be", "Da", "Fi", "Jo", "Ka", "Mi", "Ru") for b in
          ("bor", "den", "kin", "la", "mus", "ra", "sel", "von")]  # fmt: skip
+_TRAIN_NAMES, _TEST_NAMES = NAMES[:48], NAMES[48:]
 TRAITS = ("quiet", "bold", "old", "young", "tall", "clever", "lazy", "proud")
 HOMES = ("harbour", "valley", "forest", "marsh", "desert", "island", "village", "mountain")
 
@@ -130,14 +132,22 @@ class World:
 
     # -- questions ----------------------------------------------------------------------------
 
-    def questions(self, domain: str, n: int, seed: int) -> Questions:
-        """Draw n questions of a domain with labels ``y ~ p*``; options in random order."""
-        return self._draw(domain, n, seed)[0]
+    def questions(self, domain: str, n: int, seed: int, *, test: bool = False) -> Questions:
+        """Draw n questions of a domain with labels ``y ~ p*``; options in random order.
 
-    def _draw(self, domain: str, n: int, seed: int) -> tuple[Questions, list[str]]:
+        Parameters
+        ----------
+        test : ask about beings whose names no other question has, so that no question is both
+            trained on and tested on.
+        """
+        return self._draw(domain, n, seed, _TEST_NAMES if test else _TRAIN_NAMES)[0]
+
+    def _draw(
+        self, domain: str, n: int, seed: int, names: Sequence[str]
+    ) -> tuple[Questions, list[str]]:
         place = self._domain(domain)
         rng = np.random.default_rng([self.seed, seed, DOMAINS.index(place)])
-        sizes = (len(place.relations), len(NAMES), len(TRAITS), len(place.kinds), len(HOMES))
+        sizes = (len(place.relations), len(names), len(TRAITS), len(place.kinds), len(HOMES))
         cells = rng.integers(sizes, size=(n, len(sizes)))
         luck = rng.random(n)  # one draw decides the label
         ranks = rng.random((n, 26))  # and one per option their order
@@ -145,7 +155,7 @@ class World:
         for i, (r, name, t, q, h) in enumerate(cells.tolist()):
             relation = place.relations[r]
             who = {
-                "name": NAMES[name],
+                "name": names[name],
                 "trait": TRAITS[t],
                 "kind": place.kinds[q],
                 "home": HOMES[h],
@@ -216,7 +226,7 @@ class World:
         texts = []
         for i, domain in enumerate(DOMAINS):
             size = n // len(DOMAINS) + (i < n % len(DOMAINS))
-            questions, statements = self._draw(domain.name, size, seed)
+            questions, statements = self._draw(domain.name, size, seed, NAMES)
             half = size // 2
             texts += statements[:half]
             texts += [_asked(q) for q in questions[half:]]
