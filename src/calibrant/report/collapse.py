@@ -22,7 +22,7 @@ from calibrant.report.figures import (
     ConfidenceHistogram,
     Floats,
     _plain,
-    _style,
+    style,
     _unit_axis,
     prepare_confidence,
     save_figure,
@@ -203,7 +203,7 @@ def plot_collapse(stages: Sequence[StagePanels]) -> Figure:
     """Draw one row per stage: confidence by correctness, entropy, and scores against the base's."""
     from matplotlib.figure import Figure
 
-    with _style():
+    with style():
         figure = Figure(figsize=(8.6, 0.5 + 2.3 * len(stages)), layout="constrained")
         axes = figure.subplots(len(stages), 3, squeeze=False)
         top = 1.15 * max(float(np.concatenate([s.entropy, s.base_entropy]).max()) for s in stages)
