@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibrant import posthoc
 from calibrant.answers import AnswerTable
 from calibrant.cli import run
 from calibrant.errors import InputError
@@ -56,7 +57,6 @@ def test_methods_of_a_chapter_see_the_same_labels_and_no_test_question(tiny_stor
 def test_a_temperature_is_fitted_on_labels_its_model_has_not_seen(tiny_story):
     """By hand: on the held-out half for a tuned model, on every label for the aligned one."""
     from calibrant.lab.story import _Lab, _model
-    from calibrant.posthoc import TemperatureScaling
 
     lab = _Lab(tiny_story.settings)
     step = next(s for s in plan(tiny_story.settings) if s.name == "sft2-temperature")
@@ -67,8 +67,8 @@ def test_a_temperature_is_fitted_on_labels_its_model_has_not_seen(tiny_story):
         ("few-temperature", tiny_story.aligned.step.name, [*train, *held_out]),
     ):
         model = _model(tiny_story[start].folder)
-        expected = TemperatureScaling().fit(lab.answer(model, labels)).temperature
-        saved = TemperatureScaling.load(tiny_story[name].folder / "calibrator.json")
+        expected = posthoc.TemperatureScaling().fit(lab.answer(model, labels)).temperature
+        saved = posthoc.load(tiny_story[name].folder / "calibrator.json")
         assert saved.temperature == pytest.approx(expected, rel=1e-9)
 
 

@@ -22,10 +22,10 @@ from calibrant.report.figures import (
     ConfidenceHistogram,
     Floats,
     _plain,
-    style,
     _unit_axis,
     prepare_confidence,
     save_figure,
+    style,
 )
 from calibrant.report.tables import Table, interval, number, one_line
 
