@@ -34,6 +34,12 @@ TASKS = {
     "cloze_index": {"doc_to_choice": "choices", "doc_to_target": "gold", "metric_list": ALL},
     "cloze_text": {"doc_to_choice": "choices", "doc_to_target": "{{choices[gold]}}"},
     "cloze_letter": {"doc_to_choice": "choices", "doc_to_target": "{{letters[gold]}}"},
+    "delimited": {
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "metric_list": ALL[:3],
+        "target_delimiter": "\n\n\n\n",
+    },
     "numbers": {"doc_to_choice": "numbers", "doc_to_target": "gold"},
     "winogrande_like": {
         "doc_to_text": "label",
@@ -142,6 +148,17 @@ def test_the_table_is_what_calibrant_scores_itself(world, tokenizer, questions, 
     assert table.provenance["model"].endswith("model")
     assert table.provenance["versions"]["lm_eval"] == "0.4.13"
     assert table.provenance["notes"] == []
+
+
+def test_what_stands_before_an_option_is_not_part_of_its_length(world, questions):
+    """The results beside the log name the task's delimiter."""
+    path = log(world, "delimited")
+    likelihoods = read_harness_log(path).logprobs
+    table = read_harness_log(path, metric="acc_norm")
+    for i, q in enumerate(questions):
+        for k, choice in enumerate(q.choices):
+            assert table.logprobs[i, k] == likelihoods[i, k] / len(choice)
+    assert table.correct.mean() == pytest.approx(world["results"]["delimited"]["acc_norm,none"])
 
 
 @pytest.mark.parametrize("metric", ["acc", "acc_norm", "acc_bytes", "acc_mutual_info"])

@@ -106,7 +106,8 @@ def read_harness_log(path: str | os.PathLike[str], *, metric: Metric = "acc") ->
     path = Path(path)
     task, date = _parts(path)
     rows = list(_rows(path))
-    scores = [_scores(row, metric) for row in rows]
+    run, delimiter = _results(path, task, date)
+    scores = [_scores(row, metric, delimiter) for row in rows]
     labels, unmatched = _labels(rows)
     table = AnswerTable(
         ids=tuple(f"{task}:{row.doc_id}" for row in rows),
@@ -124,7 +125,7 @@ def read_harness_log(path: str | os.PathLike[str], *, metric: Metric = "acc") ->
                 *(_ROUNDED.format(dtype=dtype) for dtype in _rounded_to(rows)),
                 *([_UNMATCHED] if unmatched else []),
             ],
-            **_results(path, date),
+            **run,
         },
     )
     for row, correct in zip(rows, table.correct, strict=True):
@@ -132,7 +133,8 @@ def read_harness_log(path: str | os.PathLike[str], *, metric: Metric = "acc") ->
         if logged != correct and not unmatched:
             raise row.error(
                 f"lm-eval logged {metric} {logged:g}, its log-likelihoods give {int(correct)}; "
-                "expected an untouched log of a task with the default target_delimiter"
+                "expected an untouched log, beside its results_DATE.json if the task has a "
+                "target_delimiter of its own"
             )
     return table
 
@@ -148,31 +150,22 @@ def _parts(path: Path) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One question of the log.
+    """One question of the log, of K options.
 
-    ``likelihoods``, ``unconditional`` (empty, or one for each option), ``contexts`` and ``options``
-    are of the K options; ``metrics`` are lm-eval's own numbers.
+    ``unconditional`` is empty, or has one number for each option; ``in_context`` is whether the
+    options are in the contexts and one text follows all, as in Winogrande; ``group`` is equal for
+    questions with the same prompt and option set; ``metrics`` are lm-eval's own numbers.
     """
 
     place: str
     doc_id: int
     target: str
-    contexts: tuple[str, ...]
     options: tuple[str, ...]
     likelihoods: tuple[float, ...]
     unconditional: tuple[float, ...]
+    in_context: bool
+    group: str
     metrics: dict[str, float]
-
-    @property
-    def group(self) -> str:
-        """Equal for questions with the same prompt and option set."""
-        content = json.dumps([sorted(set(self.contexts)), sorted(self.options)])
-        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-
-    @property
-    def options_in_context(self) -> bool:
-        """Whether the options are in the contexts and one text follows all, as in Winogrande."""
-        return len(set(self.options)) == 1 and len(set(self.contexts)) > 1
 
     def error(self, message: str) -> InputError:
         return InputError(f"{self.place}: {message}")
@@ -253,22 +246,26 @@ def _row(values: dict[str, Any], place: str) -> _Row:
         for name, value in values.items()
         if name in get_args(Metric) and isinstance(value, (int, float))
     }
+    # Contexts may hold many examples; a hash of them is all that is kept.
+    asked = sorted(set(contexts[:k]))
+    content = json.dumps([asked, sorted(options[:k])]).encode()
     return _Row(
-        place,
-        values["doc_id"],
-        str(values["target"]),
-        contexts[:k],
-        options[:k],
-        numbers[:k],
-        numbers[k:],
-        metrics,
+        place=place,
+        doc_id=values["doc_id"],
+        target=str(values["target"]),
+        options=options[:k],
+        likelihoods=numbers[:k],
+        unconditional=numbers[k:],
+        in_context=len(set(options[:k])) == 1 and len(asked) > 1,
+        group=hashlib.blake2b(content, digest_size=16).hexdigest(),
+        metrics=metrics,
     )
 
 
 # -- scores -------------------------------------------------------------------------------------
 
 
-def _scores(row: _Row, metric: Metric) -> NDArray[np.float64]:
+def _scores(row: _Row, metric: Metric, delimiter: str = " ") -> NDArray[np.float64]:
     """Option scores of which ``metric`` takes the largest, (K,) float64."""
     likelihoods: NDArray[np.float64] = np.array(row.likelihoods)
     if metric == "acc":
@@ -281,11 +278,9 @@ def _scores(row: _Row, metric: Metric) -> NDArray[np.float64]:
             )
         ratio: NDArray[np.float64] = likelihoods - np.array(row.unconditional)
         return ratio
-    # A continuation is lm-eval's target_delimiter, one blank unless a task says otherwise, and the
-    # option's text.
-    texts = [option.removeprefix(" ") for option in row.options]
+    texts = [option.removeprefix(delimiter) for option in row.options]
     lengths = [len(text.encode() if metric == "acc_bytes" else text) for text in texts]
-    if row.options_in_context or 0 in lengths:
+    if row.in_context or 0 in lengths:
         raise row.error(f"{metric} is not defined: the continuations are not the options' texts")
     per_unit: NDArray[np.float64] = likelihoods / np.array(lengths)
     return per_unit
@@ -320,7 +315,7 @@ def _labels(rows: Sequence[_Row]) -> tuple[NDArray[np.int64], bool]:
 
     Of the ways to read the target, the one that gives the log's own accuracies.
     """
-    if rows[0].options_in_context:
+    if rows[0].in_context:
         return np.array([_label_in_context(row) for row in rows]), False
     readings: dict[str, list[int]] = {}
     for name, read in (("an index", _as_index), ("an option's text", _as_text)):
@@ -397,27 +392,35 @@ def _label_in_context(row: _Row) -> int:
 # -- the run ------------------------------------------------------------------------------------
 
 
-def _results(path: Path, date: str) -> dict[str, Any]:
-    """Model and versions from the ``results_DATE.json`` beside the samples, if it is there."""
+def _results(path: Path, task: str, date: str) -> tuple[dict[str, Any], str]:
+    """Read the ``results_DATE.json`` beside the samples, if it is there.
+
+    Returns
+    -------
+    Model and versions, for the provenance; and the ``target_delimiter`` between a context and an
+    option's text, one blank unless the task says otherwise.
+    """
     beside = path.with_name(f"results_{date}.json")
     if not date or not beside.is_file():
-        return {}
+        return {}, " "
     try:
         results = json.loads(beside.read_text(encoding="utf-8"))
         config = results["config"]
-        return {
+        run = {
             "model": results.get("model_name"),
             "model_args": config.get("model_args"),
             "dtype": str(config.get("model_dtype", "")).removeprefix("torch.") or None,
-            "n_shot": results.get("n-shot", {}).get(_parts(path)[0]),
-            "task_hash": results.get("task_hashes", {}).get(_parts(path)[0]),
+            "n_shot": results.get("n-shot", {}).get(task),
+            "task_hash": results.get("task_hashes", {}).get(task),
             "versions": {
                 "lm_eval": results.get("lm_eval_version"),
                 "transformers": results.get("transformers_version"),
             },
         }
+        delimiter = results.get("configs", {}).get(task, {}).get("target_delimiter", " ")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{beside}: cannot be read ({error!r}); expected the results lm-eval wrote with the "
             "samples"
         ) from error
+    return run, str(delimiter)
