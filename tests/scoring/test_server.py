@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,13 @@ from calibrant.answers import AnswerTable
 from calibrant.cli import run
 from calibrant.errors import InputError
 from calibrant.prompts import LETTERS, Prompt, context
+from calibrant.questions import Questions
 from calibrant.scoring import server as server_module
 from calibrant.scoring.local import score
 from calibrant.scoring.server import score_server
 from helpers import make_model, make_questions
 
 HERE = Path(__file__).parent
-CLOZE = ("cloze", "cloze-char", "cloze-sum")
 
 
 class Served:
@@ -91,18 +92,44 @@ def same(table, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize(
-    "prompt", ["letter", "chat-letter", *CLOZE, Prompt("letter", letter_tokens="single")]
+    "prompt",
+    [
+        "letter",
+        "chat-letter",
+        "labels",
+        "cloze",
+        "cloze-char",
+        "cloze-sum",
+        "cloze-pmi",
+        Prompt("letter", letter_tokens="single"),
+        Prompt("letter", letter_style="(A)"),
+        Prompt("chat-letter", letter_style="1.", system_prompt="Be brief."),
+        Prompt("cloze", examples=tuple(make_questions(2, seed=9, prefix="e"))),
+    ],
+    ids=str,
 )
 def test_with_the_tokenizer_the_table_is_that_of_the_local_model(
     served, tokenizer, questions, prompt
 ):
+    if prompt == "labels":  # words shared by all questions, none the beginning of another
+        words = ("good", "bad", "so so")
+        questions = Questions([replace(q, choices=words, answer=q.answer % 3) for q in questions])
     table = ask(served, questions, prompt=prompt, tokenizer=tokenizer)
     same(table, score(make_model(), tokenizer, questions, prompt=prompt, show_progress=False))
     assert table.provenance["missing_options"] == {}
 
 
 @pytest.mark.parametrize("as_content", [False, True])
-@pytest.mark.parametrize("prompt", ["letter", "chat-letter"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "letter",
+        "chat-letter",
+        Prompt("letter", letter_style="(A)"),
+        Prompt("chat-letter", examples=tuple(make_questions(2, seed=9, prefix="e"))),
+    ],
+    ids=str,
+)
 def test_without_it_the_same_where_every_letter_is_returned(
     served, tokenizer, questions, prompt, as_content
 ):
@@ -110,7 +137,7 @@ def test_without_it_the_same_where_every_letter_is_returned(
     table = ask(served, questions, prompt=prompt, top_logprobs=1000)
     same(table, score(make_model(), tokenizer, questions, prompt=prompt, show_progress=False))
     asked = served.log()["requests"][0]
-    assert ("messages" in asked) == (prompt == "chat-letter")
+    assert ("messages" in asked) == Prompt.of(prompt).is_chat
     assert "logprob_token_ids" not in asked
 
 

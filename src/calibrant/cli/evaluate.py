@@ -382,6 +382,7 @@ def _show(
     choices: tuple[str, ...],
     gguf_file: str | None,
     tokenizer: str | None,
+    trust_remote_code: bool,
     **_: Any,
 ) -> None:
     """Print the first prompts as the model would get them; no weights are loaded."""
@@ -389,7 +390,9 @@ def _show(
     from calibrant.scoring.models import load_tokenizer
 
     loaded = _load(questions, limit, skip_invalid, choices, seed)
-    tokens = load_tokenizer(tokenizer or model, gguf_file=gguf_file)
+    tokens = load_tokenizer(
+        tokenizer or model, gguf_file=gguf_file, trust_remote_code=trust_remote_code
+    )
     settled = resolved(prompt, tokens, loaded)
     for encoded in encode(loaded[:n], tokens, settled):
         click.echo(f"--- question {encoded.id}, {settled}, {len(encoded.prefix)} tokens")

@@ -38,6 +38,7 @@ from calibrant.prompts import (
     PromptLike,
     before_letter,
     encode,
+    encode_bare,
     messages,
     reads_as,
 )
@@ -234,16 +235,17 @@ class _NoLogprobsError(_MalformedError):
 def _tasks(
     questions: Questions, model: str, prompt: Prompt, tokenizer: Any, top_logprobs: int
 ) -> Iterable[_Task]:
-    if prompt.format == "cloze-pmi":
-        raise InputError(
-            "prompt format 'cloze-pmi' also asks for the options on their own, which is not done "
-            "on servers; expected another format"
-        )
     if tokenizer is not None:
         encoded = encode(list(questions), tokenizer, prompt)
         if prompt.is_letter:
             return (_exact_letters(q, model) for q in encoded)
-        return (_echoed(q, model, has_mass=prompt.has_option_mass) for q in encoded)
+        texts = list(dict.fromkeys(c for q in questions for c in q.choices))
+        own = prompt.format == "cloze-pmi"
+        bare = dict(zip(texts, encode_bare(texts, tokenizer), strict=True)) if own else {}
+        return (
+            _echoed(e, [bare[c] for c in q.choices] if own else [], model, prompt.has_option_mass)
+            for e, q in zip(encoded, questions, strict=True)
+        )
     if not prompt.is_letter:
         raise InputError(
             f"prompt {prompt}: on a server one needs to know where an option's tokens begin; "
@@ -325,25 +327,34 @@ def _exact_letters(q: EncodedQuestion, model: str) -> _Task:
     return _Task(q.id, "/completions", [body], read)
 
 
-def _echoed(q: EncodedQuestion, model: str, *, has_mass: bool) -> _Task:
-    """Cloze and labels: each option's own tokens as part of the prompt."""
-    prompts = [
-        [*q.prefix, *branch, reads[-1][1]]
-        for branch, reads in zip(q.branches, q.reads, strict=True)
-    ]
-    bodies = [
-        {"model": model, **_ONE_TOKEN, "prompt": tokens, "logprobs": 1, "echo": True}
-        for tokens in prompts
+def _echoed(q: EncodedQuestion, bare: list[EncodedQuestion], model: str, has_mass: bool) -> _Task:
+    """Cloze and labels: each option's own tokens as part of the prompt.
+
+    ``bare`` are the options on their own, for cloze-pmi, which takes their score off.
+    """
+    asked = [(q, k) for k in range(len(q.reads))] + [(option, 0) for option in bare]
+    bodies: list[dict[str, Any]] = [
+        {
+            "model": model,
+            **_ONE_TOKEN,
+            "prompt": [*e.prefix, *e.branches[k], e.reads[k][-1][1]],
+            "logprobs": 1,
+            "echo": True,
+        }
+        for e, k in asked
     ]
 
     def read(replies: list[Reply]) -> Value:
         scores = []
-        parts = zip(replies, prompts, q.reads, q.divisors, strict=True)
-        for reply, tokens, reads, divisor in parts:
-            logprobs = _echo(reply, len(tokens))
+        for reply, body, (e, k) in zip(replies, bodies, asked, strict=True):
+            logprobs = _echo(reply, len(body["prompt"]))
             # Offset 0 is the token after the prefix.
-            total = sum(_number(logprobs[len(q.prefix) + offset]) for offset, _ in reads)
-            scores.append(total / divisor)
+            total = sum(_number(logprobs[len(e.prefix) + offset]) for offset, _ in e.reads[k])
+            scores.append(total / e.divisors[k])
+        scores, own = scores[: len(q.reads)], scores[len(q.reads) :]
+        scores = (
+            [score - alone for score, alone in zip(scores, own, strict=True)] if own else scores
+        )
         mass = sum(map(math.exp, scores)) if has_mass else None
         return {"logprobs": scores, "option_mass": mass, "missing": 0}
 
