@@ -43,6 +43,8 @@ def make_model(architecture="llama", seed=0, vocab_size=512, **changes):
     import torch
     from transformers import (
         AutoModelForCausalLM,
+        Gemma2Config,
+        Gemma3TextConfig,
         GPT2Config,
         LlamaConfig,
         MistralConfig,
@@ -65,6 +67,29 @@ def make_model(architecture="llama", seed=0, vocab_size=512, **changes):
         "llama": lambda: LlamaConfig(**small | changes),
         "mistral": lambda: MistralConfig(**small | {"sliding_window": None} | changes),
         "qwen2": lambda: Qwen2Config(**small | changes),
+        # Attention and final logits are soft-capped, and every other layer sees a window only.
+        "gemma2": lambda: Gemma2Config(
+            **small
+            | {
+                "head_dim": 12,
+                "query_pre_attn_scalar": 12,
+                "sliding_window": 16,
+                "attn_logit_softcapping": 5.0,
+                "final_logit_softcapping": 6.0,
+            }
+            | changes
+        ),
+        "gemma3": lambda: Gemma3TextConfig(
+            **small
+            | {
+                "head_dim": 12,
+                "query_pre_attn_scalar": 12,
+                "sliding_window": 16,
+                "layer_types": ["sliding_attention", "full_attention"],
+                "final_logit_softcapping": 6.0,
+            }
+            | changes
+        ),
         "qwen3": lambda: Qwen3Config(**small | {"head_dim": 12} | changes),
         "gpt2": lambda: GPT2Config(
             **{

@@ -246,8 +246,8 @@ def test_a_prompt_once_resolved_stays_as_it_is(tokenizer):
         ({"format": "cloze", "letter_style": "A."}, "'cloze' has no letters to style"),
         ({"format": "letter", "system_prompt": "x"}, "'letter' has no system prompt"),
         ({"letter_style": "[A]"}, r"letter_style '\[A\]', expected one of A., A\), \(A\)"),
-        ({"shots": 2}, "shots 2 without examples"),
-        ({"shots": 2, "examples": (APPLE,)}, "shots 2 with 1 examples, expected 1 to 1"),
+        ({"shots": 2}, "shots 2 with 0 examples, expected examples"),
+        ({"shots": 2, "examples": (APPLE,)}, "shots 2 with 1 examples, expected examples"),
     ],
 )
 def test_a_prompt_that_means_nothing_is_refused(fields, message):

@@ -118,10 +118,8 @@ class Prompt:
         object.__setattr__(self, "examples", examples)
         if self.shots is not None and not 1 <= self.shots <= len(examples):
             raise InputError(
-                f"prompt shots {self.shots} with {len(examples)} examples, expected 1 to "
-                f"{len(examples)}"
-                if examples
-                else f"prompt shots {self.shots} without examples, expected examples to show"
+                f"prompt shots {self.shots} with {len(examples)} examples, expected examples, and "
+                "at least 1 and at most all of them shown"
             )
 
     @classmethod
