@@ -280,11 +280,11 @@ def regimes_figure(story: Story) -> Figure:
     with figures.style():
         figure = MatplotlibFigure(figsize=(7.6, 4.4), layout="constrained")
         axes = figure.add_subplot()
-        top = 0.0
+        left, top = critical, 0.0
         for colour, marker, members in groups.values():
             for c in members:
                 b = story.bounds(c.step.name)
-                top = max(top, b.conf_ece)
+                left, top = min(left, b.accuracy), max(top, b.conf_ece)
                 axes.plot(b.accuracy, b.conf_ece, marker=marker, color=colour, markersize=7,
                           zorder=3)  # fmt: skip
                 if TRAIN not in c.tables or c.step.kind == "temperature":
@@ -295,11 +295,15 @@ def regimes_figure(story: Story) -> Figure:
                 axes.plot(t.accuracy, t.conf_ece, marker=marker, color=colour, markersize=7,
                           markerfacecolor="white", zorder=3)  # fmt: skip
         axes.axvline(critical, color="black", linewidth=0.9, linestyle="--")
-        axes.fill_between((critical, 1), (0, 1 - critical), color=figures.BAND, linewidth=0)
+        axes.fill_between((critical, 1), (0, 1 - critical), color=figures.BAND, linewidth=0,
+                          zorder=0)  # fmt: skip
+        axes.plot((0, 1), (1, 0), color="black", linewidth=0.9, linestyle="-.", zorder=1)
         axes.text(critical - 0.006, top * 1.1, "calibratable", ha="right", va="top", fontsize=8.5)
         axes.text(critical + 0.006, top * 1.1, "non-calibratable", ha="left", va="top",
                   fontsize=8.5)  # fmt: skip
-        axes.set(xlim=(None, 1.01), ylim=(0, top * 1.13))
+        axes.set(xlim=(left - 0.03, 1.01), ylim=(0, top * 1.13))
+        axes.xaxis.set_major_formatter(lambda value, _: figures.plain(value))
+        axes.yaxis.set_major_formatter(lambda value, _: figures.plain(value))
         axes.set(xlabel="accuracy", ylabel="conf-ECE")
         handles: list[Any] = [
             Line2D([], [], linestyle="", color=colour, marker=marker, markersize=6)
@@ -309,9 +313,11 @@ def regimes_figure(story: Story) -> Figure:
             Line2D([], [], linestyle="", color="black", marker="o", markersize=6,
                    markerfacecolor="white"),
             Line2D([], [], color="black", linewidth=0.9, linestyle="--"),
+            Line2D([], [], color="black", linewidth=0.9, linestyle="-."),
             Patch(color=figures.BAND),
         ]  # fmt: skip
         labels = [*groups, "open: on its training questions", f"ACC* = {number(critical)}",
+                  "confidence 1 throughout: ECE = 1 − A",
                   "ECE < A − ACC*: only off target"]  # fmt: skip
         figure.legend(handles, labels, loc="outside right upper")
     return figure

@@ -21,8 +21,8 @@ from calibrant.report.figures import (
     VERMILION,
     ConfidenceHistogram,
     Floats,
-    _plain,
-    _unit_axis,
+    plain,
+    unit_axis,
     prepare_confidence,
     save_figure,
     style,
@@ -235,7 +235,7 @@ def _draw_confidence(axes: Axes, stage: StagePanels) -> None:
     axes.set(xlim=(0, 1), ylim=(-limit, limit), ylabel=one_line(stage.name, 28))
     axes.set_yticks(())
     axes.yaxis.label.set_fontweight("bold")
-    _unit_axis(axes.xaxis)
+    unit_axis(axes.xaxis)
     for y, va, word, mean, colour in (
         (0.98, "top", "right", data.mean_right, BLUE),
         (0.02, "bottom", "wrong", data.mean_wrong, VERMILION),
@@ -255,8 +255,8 @@ def _draw_entropy(axes: Axes, stage: StagePanels, top: float) -> None:
     if paired:
         axes.stairs(stage.base_entropy, stage.edges, color=GREY, linewidth=1.2)
     axes.set(xlim=(0, stage.edges[-1]), ylim=(0, top), ylabel="share of questions")
-    axes.xaxis.set_major_formatter(lambda value, _: _plain(value))
-    axes.yaxis.set_major_formatter(lambda value, _: _plain(value))
+    axes.xaxis.set_major_formatter(lambda value, _: plain(value))
+    axes.yaxis.set_major_formatter(lambda value, _: plain(value))
     text = f"mean {number(stage.mean_entropy, 2)}"
     if paired:
         text += f"\nbase {number(stage.mean_base_entropy, 2)} (grey line)"

@@ -273,7 +273,7 @@ def _draw_cell(diagram: Axes, counts: Axes, data: Reliability | None, top: float
     if data is None:
         for axes in (diagram, counts):
             axes.set(xlim=(0, 1), ylim=(0, 1))
-            _unit_axis(axes.xaxis)
+            unit_axis(axes.xaxis)
             axes.set_yticks(())
             axes.spines["left"].set_visible(False)
         diagram.tick_params(labelbottom=False)
@@ -313,8 +313,8 @@ def _draw_diagram(axes: Axes, data: Reliability) -> None:
             linewidth=1.2, zorder=4, clip_on=False,
         )  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    _unit_axis(axes.xaxis)
-    _unit_axis(axes.yaxis)
+    unit_axis(axes.xaxis)
+    unit_axis(axes.yaxis)
     axes.tick_params(labelbottom=False)
 
 
@@ -326,12 +326,12 @@ def _draw_counts(axes: Axes, data: Reliability, top: float | None) -> None:
     )  # fmt: skip
     limit = float(heights.max()) if top is None else top
     axes.set(xlim=(0, 1), ylim=(0, 1.12 * limit))
-    _unit_axis(axes.xaxis)
+    unit_axis(axes.xaxis)
     if top is None:
         ticks = (0, int(data.count.max()))
         axes.set_yticks(ticks, labels=[f"{tick:,}" for tick in ticks])
     else:
-        axes.set_yticks((0, top), labels=("0", _plain(round(top, 2))))
+        axes.set_yticks((0, top), labels=("0", plain(round(top, 2))))
     for value, colour, dash in (
         (data.accuracy, BLUE, "-"),
         (data.mean_confidence, VERMILION, _DOTTED),
@@ -339,7 +339,8 @@ def _draw_counts(axes: Axes, data: Reliability, top: float | None) -> None:
         axes.axvline(value, color=colour, linewidth=1.4, linestyle=dash, clip_on=False)
 
 
-def _unit_axis(axis: Any) -> None:
+def unit_axis(axis: Any) -> None:
+    """Ticks of an axis from 0 to 1."""
     axis.set_ticks(_TICKS, labels=_TICK_LABELS)
 
 
@@ -429,7 +430,7 @@ def plot_confidence(data: ConfidenceHistogram) -> Figure:
         top, bottom = 1.3 * max(int(data.right.max()), 1), 1.3 * max(int(data.wrong.max()), 1)
         # A side without answers keeps room for its label.
         axes.set(xlim=(0, 1), ylim=(-max(bottom, 0.25 * top), max(top, 0.25 * bottom)))
-        _unit_axis(axes.xaxis)
+        unit_axis(axes.xaxis)
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):,.0f}"))
         axes.set(xlabel="confidence", ylabel="questions")
@@ -542,8 +543,8 @@ def plot_plane(data: Plane, *, tolerance: float | None = 0.03) -> Figure:
         axes.set(xlim=data.accuracy_limits, ylim=(0, data.ece_limit))
         axes.set(xlabel="accuracy (right is better)", ylabel="ECE (down is better)")
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.xaxis.set_major_formatter(lambda value, _: _plain(value))
-        axes.yaxis.set_major_formatter(lambda value, _: _plain(value))
+        axes.xaxis.set_major_formatter(lambda value, _: plain(value))
+        axes.yaxis.set_major_formatter(lambda value, _: plain(value))
         handles: list[Any] = [
             Line2D([], [], linestyle="", color=colour, marker=marker, markersize=6)
             for colour, marker in looks.values()
@@ -575,7 +576,8 @@ def _reach(value: float, interval: Interval | None) -> list[list[float]] | None:
     return [[max(value - interval[0], 0.0)], [max(interval[1] - value, 0.0)]]
 
 
-def _plain(value: float) -> str:
+def plain(value: float) -> str:
+    """Tick label: up to three decimals, no leading or trailing zeros."""
     text = f"{value:.3f}".rstrip("0").rstrip(".")
     return text.replace("0.", ".", 1) if 0 < abs(value) < 1 else text
 
