@@ -6,7 +6,7 @@ MODEL := models/smollm2-135m-instruct
 DATA ?= ../shared/data
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test check model real bench clean
+.PHONY: help demo lab dpo test check model real bench clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -16,9 +16,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[models,test,dev]'
 	@touch $@
 
-## demo    restore a small real model's calibration on a few hundred questions, a few minutes
-demo: $(VENV)/.ready $(MODEL)
-	$(BIN)/python examples/demo.py --data $(DATA) --model $(MODEL)
+## demo    the whole story in a laboratory whose truth is known, about four minutes, no download
+demo: $(VENV)/.ready
+	$(BIN)/calibrant demo
+
+## lab     docs/laboratory.md: the same in five worlds, about twenty minutes on 2 cores
+lab: $(VENV)/.ready
+	$(BIN)/python examples/laboratory.py
 
 ## test    lint, types and all tests; real-model tests run where the model and data are present
 test: check
@@ -38,6 +42,10 @@ $(MODEL): | $(VENV)/.ready
 ## real    the results of docs/results: the real model, letter and cloze, about an hour on 2 cores
 real: $(VENV)/.ready $(MODEL)
 	$(BIN)/python examples/real.py --data $(DATA) --model $(MODEL)
+
+## dpo     docs/results/dpo.md: what further DPO does to the real model, about an hour on 2 cores
+dpo: $(VENV)/.ready $(MODEL)
+	$(BIN)/python examples/dpo.py --data $(DATA) --model $(MODEL)
 
 ## bench   speed of the metrics and post-hoc fits beside other libraries
 bench: $(VENV)/.ready

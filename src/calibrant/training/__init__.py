@@ -1,4 +1,4 @@
-"""Calibration-aware fine-tuning: CFT and RCFT."""
+"""Training on option scores: SFT, CFT, RCFT, DPO and preference matching."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from calibrant.errors import NonFiniteLossError
     from calibrant.training.accumulator import DistributedBinTable
     from calibrant.training.config import CalibrationConfig
+    from calibrant.training.preference import PreferenceConfig, PreferenceTrainer
     from calibrant.training.trainer import CalibrationTrainer, EStepState
 
 # Public name -> where it lives, loaded on first use: the accumulator needs no Trainer.
@@ -17,6 +18,8 @@ _HOME = {
     "DistributedBinTable": "calibrant.training.accumulator",
     "EStepState": "calibrant.training.trainer",
     "NonFiniteLossError": "calibrant.errors",
+    "PreferenceConfig": "calibrant.training.preference",
+    "PreferenceTrainer": "calibrant.training.preference",
 }
 
 __all__ = [
@@ -25,6 +28,8 @@ __all__ = [
     "DistributedBinTable",
     "EStepState",
     "NonFiniteLossError",
+    "PreferenceConfig",
+    "PreferenceTrainer",
 ]
 
 
