@@ -22,10 +22,10 @@ from calibrant.report.figures import (
     ConfidenceHistogram,
     Floats,
     plain,
-    unit_axis,
     prepare_confidence,
     save_figure,
     style,
+    unit_axis,
 )
 from calibrant.report.tables import Table, interval, number, one_line
 
