@@ -378,19 +378,17 @@ class AnswerTable:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        scores = [row[:k].tolist() for row, k in zip(self.logprobs, self.n_options, strict=True)]
         mass = pa.array(self.option_mass, mask=np.isnan(self.option_mass))
         columns = {
             "id": pa.array(self.ids, pa.string()),
-            "option_logprobs": pa.array(scores, pa.list_(pa.float64())),
+            "option_logprobs": _lists(self.logprobs, self.n_options),
             "option_mass": mass,
             "label": pa.array(self.labels, pa.int64()),
             "task": pa.array(self.tasks, pa.string()),
             "group": pa.array(self.groups, pa.string()),
         }
         if self.orders is not None:
-            orders = [row[:k].tolist() for row, k in zip(self.orders, self.n_options, strict=True)]
-            columns["order"] = pa.array(orders, pa.list_(pa.int64()))
+            columns["order"] = _lists(self.orders, self.n_options)
         table = pa.table(columns)
         # An older calibrant would take permuted rows for questions: it must refuse them.
         version = 1 if self.orders is None else FORMAT_VERSION
@@ -426,24 +424,17 @@ class AnswerTable:
         columns = {"id", "option_logprobs", "option_mass", "label", "task", "group"}
         if missing := columns - set(table.column_names):
             raise InputError(f"{path}: answer table lacks the column(s) {sorted(missing)}")
-        rows = table.column("option_logprobs").to_pylist()
-        n_options = np.array([len(row) for row in rows], dtype=np.int64)
-        width = max(2, n_options.max(initial=0))
-        logprobs = np.full((len(rows), width), -np.inf)
-        for i, row in enumerate(rows):
-            logprobs[i, : len(row)] = row
+        logprobs, n_options = _matrix(table.column("option_logprobs"), -np.inf)
         orders = None
         if "order" in table.column_names:
-            orders = np.full((len(rows), width), -1)
-            for i, row in enumerate(table.column("order").to_pylist()):
-                orders[i, : len(row)] = row
-        mass = table.column("option_mass").to_pylist()
+            orders = _matrix(table.column("order"), -1)[0].astype(np.int64)
+        mass = table.column("option_mass").cast(pa.float64())
         return cls(
             ids=tuple(table.column("id").to_pylist()),
             logprobs=logprobs,
-            labels=np.array(table.column("label").to_pylist(), dtype=np.int64),
+            labels=table.column("label").to_numpy(),
             n_options=n_options,
-            option_mass=np.array([np.nan if m is None else m for m in mass], dtype=np.float64),
+            option_mass=mass.to_numpy(),  # null becomes NaN
             tasks=tuple(table.column("task").to_pylist()),
             groups=tuple(table.column("group").to_pylist()),
             provenance=notes["provenance"],
@@ -493,6 +484,26 @@ def is_answer_table(path: str | os.PathLike[str]) -> bool:
         return _METADATA_KEY in (pq.read_schema(path).metadata or {})
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
+
+
+def _lists(values: NDArray[Any], lengths: NDArray[np.int64]) -> Any:
+    """Arrow column of each row's first ``lengths[i]`` values."""
+    import pyarrow as pa
+
+    held = np.arange(values.shape[1])[None, :] < lengths[:, None]
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(values[held]))
+
+
+def _matrix(column: Any, fill: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Undo `_lists`: values (N, K) and lengths (N,)."""
+    lists = column.combine_chunks()
+    lengths: NDArray[np.int64] = lists.value_lengths().fill_null(0).to_numpy().astype(np.int64)
+    values = np.full((len(lengths), max(2, lengths.max(initial=0))), float(fill))
+    values[np.arange(values.shape[1])[None, :] < lengths[:, None]] = lists.flatten().to_numpy(
+        zero_copy_only=False
+    )
+    return values, lengths
 
 
 def _whole_numbers(values: ArrayLike, what: str) -> NDArray[np.int64]:

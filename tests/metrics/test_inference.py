@@ -105,8 +105,9 @@ def test_weights_mean_copies():
     c, hit = p.max(axis=1), p.argmax(axis=1) == y
     ranked = Ranked.of(c, hit)
     h = harmonic(int(w.sum(axis=1).max()))
-    found = ordered_metrics(ranked, w.astype(float), h, Settings())
-    parts = decompositions(ranked, w.astype(float))
+    rows, wrong = ranked.counts(w.astype(float))
+    found = ordered_metrics(rows, wrong, h, Settings())
+    parts = decompositions(ranked, rows, wrong)
     for i in range(3):
         copies = (np.repeat(p, w[i], axis=0), np.repeat(y, w[i]))
         for name, v in found.items():

@@ -487,9 +487,10 @@ def _ordered_draws(
     h = harmonic(n if c is None else int(np.bincount(c).max()) * (int(c.max()) + 1))
 
     def compute(ranked: Ranked, weights: Floats) -> dict[str, Floats]:
-        out = ordered_metrics(ranked, weights, h, plan.settings)
+        rows, wrong = ranked.counts(weights)
+        out = ordered_metrics(rows, wrong, h, plan.settings)
         if plan.parts:
-            out.update(zip(PARTS, decompositions(ranked, weights).T, strict=True))
+            out.update(zip(PARTS, decompositions(ranked, rows, wrong).T, strict=True))
         return out
 
     ones = np.ones((1, n))

@@ -15,7 +15,8 @@ import numpy as np
 from calibrant.errors import InputError
 from calibrant.metrics._input import Bools, Floats, Ints
 
-_BLOCK_WEIGHTS = 1 << 20  # weights per block of resamples
+# Weights per block of resamples: 1 MiB, since what is computed from a block is best kept in cache.
+_BLOCK_WEIGHTS = 1 << 17
 
 
 class Settings(NamedTuple):
@@ -116,7 +117,7 @@ class Ranked(NamedTuple):
 
     def counts(self, weights: Floats) -> tuple[Floats, Floats]:
         """Give the rows and the wrong rows of each group, (b, G) each, from row weights (b, N)."""
-        rows = weights[:, self.order]
+        rows = weights.take(self.order, axis=1)
         wrong = rows * self.wrong
         if self.alone:
             return rows, wrong
@@ -131,17 +132,16 @@ def harmonic(n: int) -> Floats:
 
 
 def ordered_metrics(
-    ranked: Ranked, weights: Floats, h: Floats, settings: Settings
+    rows: Floats, wrong: Floats, h: Floats, settings: Settings
 ) -> dict[str, Floats]:
-    """Metrics that depend on the order of confidence, (b,) each, for row weights (b, N).
+    """Metrics that depend on the order of confidence, (b,) each, from `Ranked.counts` (b, G).
 
     ``h`` holds the harmonic numbers up to the greatest number of rows of a resample at least.
     """
-    rows, wrong = ranked.counts(weights)
     taken, missed = np.cumsum(rows, axis=1), np.cumsum(wrong, axis=1)
     n, n_wrong = taken[:, -1], missed[:, -1]
     before, missed_before = taken - rows, missed - wrong
-    ratio = np.divide(wrong, rows, out=np.zeros_like(wrong), where=rows > 0)
+    ratio = wrong / np.maximum(rows, 1.0)
     # Within a group of m rows, r of them wrong, after C rows with E wrong, the expected risk after
     # j more rows is (E + r j) / (C + j) = r + (E - r C) / (C + j): harmonic numbers sum it.
     span = h[taken.astype(np.int64)] - h[before.astype(np.int64)]
@@ -174,22 +174,21 @@ def _accuracy_at(taken: Floats, missed_before: Floats, ratio: Floats, coverage: 
     return accuracy
 
 
-def decompositions(ranked: Ranked, weights: Floats) -> Floats:
-    """MCB, DSC and UNC of the top option's Brier score, (b, 3), for row weights (b, N)."""
+def decompositions(ranked: Ranked, rows: Floats, wrong: Floats) -> Floats:
+    """MCB, DSC and UNC of the top option's Brier score, (b, 3), from `Ranked.counts` (b, G)."""
     from scipy.optimize import isotonic_regression
 
-    rows, wrong = ranked.counts(weights)
-    out = np.empty((len(rows), 3))
-    for i, (m, w) in enumerate(zip(rows, wrong, strict=True)):
-        held = m > 0
-        size, c = m[held], ranked.confidence[held]
-        frequency = 1 - w[held] / size
-        fit = isotonic_regression(frequency, weights=size, increasing=False).x
-        n = size.sum()
-        mean = float(size @ frequency) / n
-        # mean over rows of (z - correct)^2 = mean of z^2 - 2 z frequency + frequency
-        left = float(size @ (fit**2 - 2 * fit * frequency)) / n + mean
-        score = float(size @ (c**2 - 2 * c * frequency)) / n + mean
-        unc = mean * (1 - mean)
-        out[i] = max(0.0, score - left), max(0.0, unc - left), unc
-    return out
+    right, c, n = rows - wrong, ranked.confidence, rows.sum(axis=1)
+    mean = right.sum(axis=1) / n
+    # The mean over rows of (z - correct)² is that of z² - 2 z correct + correct. For an isotonic
+    # fit z, whose value in each of its blocks is the mean of the block, it is mean - mean of z².
+    score = (rows @ c**2 - 2 * (right @ c)) / n + mean
+    left = np.empty_like(score)
+    for i, (m, r) in enumerate(zip(rows, right, strict=True)):
+        held = np.flatnonzero(m)
+        size = m[held]
+        fit = isotonic_regression(r[held] / size, weights=size, increasing=False)
+        z = fit.x[fit.blocks[:-1]]
+        left[i] = mean[i] - float(fit.weights @ z**2) / n[i]
+    unc = mean * (1 - mean)
+    return np.stack([np.maximum(score - left, 0.0), np.maximum(unc - left, 0.0), unc], axis=1)
