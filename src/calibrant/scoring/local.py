@@ -36,10 +36,10 @@ from calibrant.version import __version__
 # their softmax is taken.
 LOGITS_BUDGET = 2**25
 
-# Tokens of a batch where memory does not matter. A matrix product is as fast as it gets from a few
-# hundred rows on a CPU; more tokens would only mean more padding. A GPU needs many more.
-BATCH_TOKENS = {"cpu": 512}
-ACCELERATOR_BATCH_TOKENS = 16384
+# Tokens of a batch where memory does not matter. On a CPU a matrix product is as fast as it gets
+# from a few hundred rows a thread on, and more would only mean more padding.
+TOKENS_PER_THREAD = 256
+ACCELERATOR_TOKENS = 16384
 
 
 def score(
@@ -252,7 +252,9 @@ def automatic_batch_tokens(model: Any) -> int:
     An estimate, from the width of the model's layers; `score` halves a batch that is too large.
     """
     device = model.device.type
-    useful = BATCH_TOKENS.get(device, ACCELERATOR_BATCH_TOKENS)
+    useful = ACCELERATOR_TOKENS
+    if device == "cpu":
+        useful = min(useful, TOKENS_PER_THREAD * torch.get_num_threads())
     if device == "cuda":
         free = torch.cuda.mem_get_info(model.device)[0]
     elif device == "cpu":
