@@ -1,21 +1,26 @@
 """Runs that are stopped, share their work, or do not fit in memory."""
 
+import gc
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from calibrant.answers import AnswerTable
 from calibrant.errors import InputError
 from calibrant.prompts import encode
+from calibrant.questions import Questions
 from calibrant.runs import answers_at
 from calibrant.scoring.journal import Journal
 from calibrant.scoring.local import LOGITS_BUDGET, plan_batches, score
@@ -327,6 +332,96 @@ def test_the_batch_size_follows_threads_and_free_memory(monkeypatch, one_thread)
     assert automatic_batch_tokens(make_model()) == 100
     free["available"] = 0
     assert automatic_batch_tokens(make_model()) == 1
+
+
+# -- how little is computed -----------------------------------------------------------------------
+
+
+def forward_tokens(model):
+    """What the model is given from now on: a list of tokens per pass, padding included."""
+    seen = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    return seen
+
+
+def test_hardly_a_token_is_computed_in_vain(tokenizer):
+    """Against one row of 1,024 tokens a question, and against a whole sequence per option."""
+    model, questions = make_model(), make_questions(300, k_min=4, k_max=4)
+    seen = forward_tokens(model)
+    letter = score(model, tokenizer, questions, show_progress=False)
+    assert sum(seen) < 1.05 * letter.provenance["tokens"]
+    assert 1024 * len(questions) > 20 * sum(seen)
+    seen.clear()
+    cloze = score(model, tokenizer, questions, prompt="cloze", show_progress=False)
+    assert sum(seen) < 1.05 * cloze.provenance["tokens"]
+    encoded = encode(list(questions), tokenizer, "cloze")
+    whole = sum(len(q.prefix) + len(branch) for q in encoded for branch in q.branches)
+    assert whole > 1.5 * sum(seen), "each question's prefix is computed once"
+
+
+# -- many questions -------------------------------------------------------------------------------
+
+
+def test_encoded_questions_never_exist_as_lists_all_at_once(tokenizer, monkeypatch):
+    """Only a chunk of them does, and none while the model runs; flat, they take 4 bytes a token."""
+    from calibrant.prompts import CHUNK, EncodedQuestion
+
+    def alive():
+        gc.collect()
+        return sum(type(o) is EncodedQuestion for o in gc.get_objects())
+
+    counts = []
+    of = Tokens.of.__func__
+    monkeypatch.setattr(
+        Tokens, "of", classmethod(lambda cls, q: (counts.append(alive()), of(cls, q))[1])
+    )
+    model = make_model()
+    model.register_forward_pre_hook(lambda *args: counts.append(-alive()))
+    score(model, tokenizer, make_questions(3 * CHUNK), batch_tokens=20_000, show_progress=False)
+    assert max(counts) <= 2 * CHUNK
+    assert min(counts) == 0
+    encoded = encode(list(make_questions(200)), tokenizer, "letter")
+    tokens = Tokens.of(encoded)
+    size = sum(getattr(tokens, f.name).nbytes for f in fields(tokens) if f.name != "ids")
+    assert size < 4 * len(tokens.token) + 400 * len(tokens)
+
+
+def large(n, queue, tokenizer, path):
+    torch.set_num_threads(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    base = make_questions(100)
+    questions = Questions(
+        replace(base[i % 100], id=str(i), question=f"{base[i % 100].question} {i}")
+        for i in range(n)
+    )
+    model = make_model(num_hidden_layers=1, hidden_size=8, num_attention_heads=1,
+                       num_key_value_heads=1)  # fmt: skip
+    answers_at(
+        path,
+        lambda partial: score(
+            model, tokenizer, questions, batch_tokens=4096, partial=partial, show_progress=False
+        ),
+    )
+    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_questions_take_two_kilobytes_each(tokenizer, tmp_path):
+    context = multiprocessing.get_context("fork")
+    peaks = {}
+    for n in (10_000, 100_000):
+        queue = context.Queue()
+        process = context.Process(
+            target=large, args=(n, queue, tokenizer, tmp_path / f"{n}.parquet")
+        )
+        process.start()
+        peaks[n] = queue.get(timeout=580)
+        process.join()
+    assert len(AnswerTable.load(tmp_path / "100000.parquet")) == 100_000
+    each = (peaks[100_000] - peaks[10_000]) * 1024 / 90_000  # kB of a further question
+    assert each < 4.0, peaks
 
 
 # -- how tokens are kept --------------------------------------------------------------------------
