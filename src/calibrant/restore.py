@@ -20,9 +20,10 @@ from calibrant.posthoc import LABELLED, REFERENCED
 from calibrant.prompts import PMI_IS_FOR_SCORING, Prompt, PromptLike
 from calibrant.questions import Questions, drop_overlap, load_questions
 from calibrant.runs import TRAIN, answers_at, open_run, set_name, versions
+from calibrant.training import METHODS as FINE_TUNING
 
 POST_HOC = LABELLED | REFERENCED
-METHODS = (*POST_HOC, "cft", "rcft")
+METHODS = (*POST_HOC, *FINE_TUNING)
 BEFORE = "before"
 MICRO_BATCH = 4  # questions of a forward pass in training on a CPU; for memory, not the result
 TRAIN_SAMPLE = 250  # training questions scored after each method, to show the train-test gap
@@ -43,7 +44,7 @@ class RestoreSettings:
     overlap : "drop" training questions that occur in a test set, "error", or "keep" them.
     skip_invalid : leave out bad rows instead of stopping at the first.
     choices : label words that all questions share, for files of texts and labels.
-    epochs, learning_rate, batch_size, lora_rank, ece_weight, question_weight, target,
+    epochs, learning_rate, batch_size, lora_rank, strength, ece_weight, question_weight, target,
     calibration_fraction : of the fine-tuning methods, see `CalibrationConfig`; ``lora_rank`` 0
         trains every weight, in float32. ``learning_rate`` None is 3e-4 for LoRA, 2e-5 without.
     tolerance : conf-ECE the verdict counts as calibrated.
@@ -68,6 +69,7 @@ class RestoreSettings:
     learning_rate: float | None = None
     batch_size: int = 8
     lora_rank: int = 32
+    strength: float | None = None
     ece_weight: float = 1.0
     question_weight: float = 1.0
     target: str = "tempered"
@@ -78,7 +80,7 @@ class RestoreSettings:
     def __post_init__(self) -> None:
         prompt = Prompt.of(self.prompt)
         object.__setattr__(self, "prompt", prompt)
-        if prompt.format == "cloze-pmi" and {"cft", "rcft"} & set(self.methods):
+        if prompt.format == "cloze-pmi" and set(FINE_TUNING) & set(self.methods):
             raise InputError(PMI_IS_FOR_SCORING)
         unknown = [m for m in self.methods if m not in METHODS]
         if unknown or not self.methods:
@@ -430,6 +432,7 @@ class _Work:
             learning_rate=s.learning_rate or (3e-4 if s.lora_rank else 2e-5),
             per_device_train_batch_size=micro_batch,
             gradient_accumulation_steps=s.batch_size // micro_batch,
+            strength=s.strength,
             ece_weight=s.ece_weight,
             question_weight=s.question_weight,
             target=s.target,

@@ -10,7 +10,12 @@ from peft import LoraConfig
 from calibrant.errors import InputError
 from calibrant.scoring.batch import option_scores
 from calibrant.scoring.local import score
-from calibrant.training import CalibrationConfig, CalibrationTrainer, NonFiniteLossError
+from calibrant.training import (
+    METHODS,
+    CalibrationConfig,
+    CalibrationTrainer,
+    NonFiniteLossError,
+)
 from calibrant.training.targets import tempered_target
 from helpers import make_model, make_questions
 
@@ -49,10 +54,15 @@ def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("method", ["cft", "rcft"])
-@pytest.mark.parametrize("prompt", ["letter", "chat-letter", "cloze"])
-@pytest.mark.parametrize("lora", [True, False])
-def test_training_lowers_the_training_nll(make_trainer, tokenizer, method, prompt, lora):
+@pytest.mark.parametrize(
+    ("method", "prompt", "lora"),
+    [
+        *((m, p, lora) for m in ("cft", "rcft") for p in ("letter", "chat-letter", "cloze")
+          for lora in (True, False)),
+        *((m, "cloze", False) for m in METHODS if m not in ("cft", "rcft")),
+    ],
+)  # fmt: skip
+def test_training_lowers_the_training_nll(make_trainer, method, prompt, lora):
     questions = make_questions(32)
     trainer = make_trainer(
         train=questions, lora=lora, method=method, prompt=prompt, max_steps=25, ece_weight=0.1
@@ -110,6 +120,37 @@ def test_cft_letter_loss_is_vocabulary_cross_entropy(make_trainer):
     expected = -scores[torch.arange(24), batch["answer"]].mean().item()
     assert loss == pytest.approx(expected, rel=1e-6)
     assert expected > torch.nn.functional.cross_entropy(scores, batch["answer"]).item()
+
+
+@pytest.mark.parametrize(
+    ("method", "strength", "by_hand"),
+    [
+        ("label-smoothing", 0.3, lambda p, y: -0.7 * math.log(p[y]) - 0.3 * np.log(p).mean()),
+        ("entropy", 0.5, lambda p, y: -math.log(p[y]) + 0.5 * (p * np.log(p)).sum()),
+        ("focal", 1.5, lambda p, y: -((1 - p[y]) ** 1.5) * math.log(p[y])),
+        ("brier", 2.0, lambda p, y: -math.log(p[y]) + 2 * ((p - np.eye(len(p))[y]) ** 2).sum()),
+        (
+            "cogcalib",
+            2.0,
+            lambda p, y: -math.log(p[y]) - 2 * (p[y] >= 0.5) * np.log(p).mean(),
+        ),
+    ],
+)
+@pytest.mark.parametrize("prompt", ["cloze", "letter"])
+def test_losses_over_the_options(make_trainer, method, strength, by_hand, prompt):
+    """By hand from option probabilities; letters also pay for what is not an option."""
+    trainer = make_trainer(method=method, prompt=prompt, strength=strength)
+    loss, scores, question, batch = first_batch_loss(trainer)
+    assert question is None
+    expected, known = [], 0
+    for row, real, y in zip(scores.double().numpy(), batch["option"], batch["answer"], strict=True):
+        z = row[real.numpy()]
+        p = np.exp(z - np.logaddexp.reduce(z))
+        known += p[y] >= 0.5
+        format_loss = -np.logaddexp.reduce(z) if prompt == "letter" else 0.0
+        expected.append(by_hand(p, int(y)) + format_loss)
+    assert loss == pytest.approx(np.mean(expected), rel=1e-5)
+    assert 0 < known < len(expected)
 
 
 def test_cft_cloze_loss_is_cross_entropy_over_the_options(make_trainer):

@@ -14,6 +14,7 @@ from calibrant.cli.options import (
     seed_option,
 )
 from calibrant.posthoc import LABELLED, REFERENCED
+from calibrant.training import METHODS as FINE_TUNING
 
 
 @click.command("restore")
@@ -31,7 +32,7 @@ from calibrant.posthoc import LABELLED, REFERENCED
     "--method",
     "methods",
     multiple=True,
-    type=click.Choice([*LABELLED, *REFERENCED, "cft", "rcft"]),
+    type=click.Choice([*LABELLED, *REFERENCED, *FINE_TUNING]),
     default=("temperature", "cft"),
     show_default=True,
     help="Repeatable; all get the same labels.",
@@ -60,6 +61,11 @@ from calibrant.posthoc import LABELLED, REFERENCED
     show_default=True,
     type=click.IntRange(0),
     help="0 trains every weight.",
+)
+@click.option(
+    "--strength",
+    type=click.FloatRange(0),
+    help="ε, λ or γ of label-smoothing, entropy, focal, brier, cogcalib.",
 )
 @click.option("--ece-weight", default=1.0, show_default=True, help="λ of rcft.")
 @click.option(

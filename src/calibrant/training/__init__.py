@@ -11,6 +11,19 @@ if TYPE_CHECKING:
     from calibrant.training.preference import PreferenceConfig, PreferenceTrainer
     from calibrant.training.trainer import CalibrationTrainer, EStepState
 
+# Methods of `CalibrationTrainer`; named here, where nothing heavy is imported.
+METHODS = (
+    "sft",
+    "cft",
+    "rcft",
+    "rcft-released",
+    "label-smoothing",
+    "entropy",
+    "focal",
+    "brier",
+    "cogcalib",
+)
+
 # Public name -> where it lives, loaded on first use: the accumulator needs no Trainer.
 _HOME = {
     "CalibrationConfig": "calibrant.training.config",
@@ -23,6 +36,7 @@ _HOME = {
 }
 
 __all__ = [
+    "METHODS",
     "CalibrationConfig",
     "CalibrationTrainer",
     "DistributedBinTable",

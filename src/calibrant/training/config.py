@@ -9,8 +9,10 @@ from transformers import TrainingArguments
 
 from calibrant.errors import InputError
 from calibrant.prompts import PMI_IS_FOR_SCORING, Prompt
+from calibrant.training import METHODS
 
-METHODS = ("sft", "cft", "rcft", "rcft-released")
+# What `strength` is to each method, and its default.
+STRENGTHS = {"label-smoothing": 0.1, "entropy": 0.1, "focal": 2.0, "brier": 1.0, "cogcalib": 1.0}
 
 
 @dataclass
@@ -24,16 +26,24 @@ class CalibrationConfig(TrainingArguments):
       negative log-likelihood of the question's own tokens;
     * ``rcft``: ``L_SFT2 + ece_weight · ‖p̂_i − q_i‖²``, q_i the E-step's target;
     * ``rcft-released``: L_SFT2 with the regulariser of the published code, defects included
-      (`CalibrationTrainer._released_loss`), for comparison.
+      (`CalibrationTrainer._released_loss`), for comparison;
+    * ``label-smoothing``, ``entropy``, ``focal``, ``brier``: the loss of that name over the
+      question's options (`calibrant.training.losses`), ``strength`` being its ε, λ, γ or λ;
+    * ``cogcalib``: ``L_SFT1 + strength · L_LS`` on questions whose answer has probability 1/2 or
+      more, L_LS label smoothing's cross-entropy with the uniform distribution.
+
+    For letters and labels the first four are losses over the vocabulary; the other five add to
+    theirs ``−log(option mass)``, so that the model goes on to answer with an option.
 
     Parameters
     ----------
-    method : "sft", "cft", "rcft" or "rcft-released".
+    method : of `calibrant.training.METHODS`.
+    strength : see above; None is .1 for label-smoothing and entropy, 2 for focal, 1 for the others.
     prompt : a prompt format, a `calibrant.prompts.Prompt` or its JSON form, which is what is kept.
     answer_loss : "options", cross-entropy over the question's options; "vocabulary", the answer's
         full-vocabulary negative log-likelihood; "auto", vocabulary for letters, labels and for
         sft, options for cloze.
-    question_weight : weight of the question tokens' loss (all but cft). 0 turns L_SFT2 into L_SFT1.
+    question_weight : weight of the question tokens' loss (sft, rcft); 0 turns L_SFT2 into L_SFT1.
     ece_weight : λ of the regulariser (rcft).
     target : "tempered" (corrected, keeps the order for any K) or "tanh" (as published).
     calibration_fraction : share of the training questions set aside for the E-step when the
@@ -57,6 +67,7 @@ class CalibrationConfig(TrainingArguments):
 
     method: str = "cft"
     prompt: str | dict[str, Any] = "letter"
+    strength: float | None = None
     answer_loss: str = "auto"
     question_weight: float = 1.0
     ece_weight: float = 1.0
@@ -89,6 +100,8 @@ class CalibrationConfig(TrainingArguments):
             raise InputError(PMI_IS_FOR_SCORING)
         if self.method == "rcft-released":
             self.e_step_data, self.e_steps_per_epoch, self.target = "training", 0, "tanh"
+        if self.strength is None:
+            self.strength = STRENGTHS.get(self.method, 0.0)
         for name, allowed in (
             ("method", METHODS),
             ("answer_loss", ("auto", "options", "vocabulary")),
@@ -100,6 +113,7 @@ class CalibrationConfig(TrainingArguments):
                     f"{name} {getattr(self, name)!r}, expected one of {', '.join(allowed)}"
                 )
         for name, low, high in (
+            ("strength", 0, 1 if self.method == "label-smoothing" else float("inf")),
             ("question_weight", 0, float("inf")),
             ("ece_weight", 0, float("inf")),
             ("e_steps_per_epoch", 0, float("inf")),
@@ -123,3 +137,8 @@ class CalibrationConfig(TrainingArguments):
     def regularised(self) -> bool:
         """Whether the method has an E-step."""
         return self.method in ("rcft", "rcft-released")
+
+    @property
+    def trains_on_questions(self) -> bool:
+        """Whether the question's own tokens are part of the loss."""
+        return self.method in ("sft", "rcft", "rcft-released") and self.question_weight > 0

@@ -18,8 +18,25 @@ from calibrant.questions import Question, Questions, split_questions
 from calibrant.scoring.local import score, score_encoded
 from calibrant.training.base import OptionTrainer
 from calibrant.training.config import CalibrationConfig
-from calibrant.training.losses import answer_nll, option_cross_entropy, squared_distance
+from calibrant.training.losses import (
+    answer_nll,
+    brier,
+    cogcalib,
+    confidence_penalty,
+    focal,
+    label_smoothing,
+    option_cross_entropy,
+    squared_distance,
+)
 from calibrant.training.targets import ConfidenceMap, tanh_target, tempered_target
+
+_OVER_OPTIONS = {
+    "label-smoothing": label_smoothing,
+    "entropy": confidence_penalty,
+    "focal": focal,
+    "brier": brier,
+}
+KNOWN = math.log(2)  # nats of an answer of probability 1/2: what CogCalib takes as known
 
 
 class EStepState(TrainerCallback, ExportableState):
@@ -101,7 +118,7 @@ class CalibrationTrainer(OptionTrainer):
             encoded=encoded,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            question_weight=args.question_weight if args.method != "cft" else 0.0,
+            question_weight=args.question_weight if args.trains_on_questions else 0.0,
             peft_config=peft_config,
             **kwargs,
         )
@@ -131,11 +148,20 @@ class CalibrationTrainer(OptionTrainer):
             and args.method != "sft"
             and not Prompt.of(args.prompt).has_option_mass
         )
+        over_options = option_cross_entropy(scores, inputs["answer"])
         if options_loss:
-            loss = option_cross_entropy(scores, inputs["answer"])
+            loss = over_options
         else:
             loss = answer_nll(scores, inputs["answer"], inputs["divisor"])
-        if args.method == "rcft":
+        if args.method in _OVER_OPTIONS:
+            # What is left of the vocabulary's loss is that of not answering with an option.
+            of_options = _OVER_OPTIONS[args.method](scores, inputs["answer"], args.strength)
+            loss = loss - over_options + of_options
+        elif args.method == "cogcalib":
+            even = label_smoothing(scores, inputs["answer"], 1.0)
+            gated = cogcalib(over_options, even, KNOWN, args.strength)
+            loss = loss - over_options + gated
+        elif args.method == "rcft":
             loss = loss + args.ece_weight * self._ece_loss(scores, inputs["option"])
         elif args.method == "rcft-released":
             loss = loss + self._released_loss(scores, inputs["option"])
