@@ -6,7 +6,7 @@ MODEL := models/smollm2-135m-instruct
 DATA ?= ../shared/data
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo lab dpo test check model real bench clean
+.PHONY: help demo lab dpo test slow check model real bench clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -24,9 +24,13 @@ demo: $(VENV)/.ready
 lab: $(VENV)/.ready
 	$(BIN)/python examples/laboratory.py
 
-## test    lint, types and all tests; real-model tests run where the model and data are present
+## test    lint, types and the tests of the default run, a few minutes
 test: check
 	$(BIN)/python -m pytest
+
+## slow    the long tests: real model (where it is present), five laboratories; half an hour
+slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -m slow
 
 ## check   ruff and mypy
 check: $(VENV)/.ready
