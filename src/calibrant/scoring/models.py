@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ def load_model(
             raise InputError(f"{name} {value!r}, expected one of {', '.join(map(str, allowed))}")
     try:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
     except ImportError as error:
         raise InputError(
             f"running a model needs torch and transformers ({error}); install them with "
@@ -68,38 +70,45 @@ def load_model(
         device = "cpu" if accelerator is None else accelerator.type
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
-    path = Path(model)
-    config = path / "adapter_config.json"
-    base = _base_of(config) if config.is_file() else model
-    base, gguf_file = _gguf(base, gguf_file)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if gguf_file is not None:
-        options["gguf_file"] = gguf_file
-    try:
-        tokenizer_from = model if (path / "tokenizer_config.json").is_file() else base
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_from, **options)
+    config = Path(model) / "adapter_config.json"
+    base, gguf_file = _gguf(_base_of(config) if config.is_file() else model, gguf_file)
+    tokenizer = load_tokenizer(model, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
+    with _explained(f"model {model!r}", f" on {device!r}"):
         loaded = AutoModelForCausalLM.from_pretrained(
             base,
             dtype=getattr(torch, dtype),
             device_map=device_map or (device if quantize else None),
+            trust_remote_code=trust_remote_code,
+            **_of_gguf(gguf_file),
             **_quantization(quantize, gguf_file, getattr(torch, dtype)),
-            **options,
         )
         if device_map is None and quantize is None:
             loaded = loaded.to(device)
         if config.is_file() and adapter:
             loaded = with_adapter(loaded, model)
-        loaded = loaded.eval()
+    return loaded.eval(), tokenizer
+
+
+def _of_gguf(gguf_file: str | None) -> dict[str, str]:
+    """Give ``gguf_file`` for `from_pretrained`, which looks for any argument of that name."""
+    return {} if gguf_file is None else {"gguf_file": gguf_file}
+
+
+@contextmanager
+def _explained(what: str, where: str = "") -> Iterator[None]:
+    """Turn every failure to load a model into one clear error."""
+    try:
+        yield
+    except InputError:
+        raise
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, AssertionError) as error:
         # transformers turns every failure to find a model into one of these; a device that is not
         # there is a RuntimeError or AssertionError.
         reason = " ".join(str(error).split())
-        where = "" if path.exists() else " (no such folder here either)"
         raise InputError(
-            f"model {model!r}{where} cannot be loaded on {device!r}: {reason[:600]}; expected a "
-            "Hub id, a folder that transformers loads, or a PEFT adapter folder"
+            f"{what} cannot be loaded{where}: {reason[:600]}; expected a Hub id, a folder that "
+            "transformers loads, or a PEFT adapter folder"
         ) from error
-    return loaded, tokenizer
 
 
 def _gguf(model: str, gguf_file: str | None) -> tuple[str, str | None]:
@@ -159,19 +168,12 @@ def load_tokenizer(
     config = Path(model) / "adapter_config.json"
     own = (Path(model) / "tokenizer_config.json").is_file() or not config.is_file()
     source, gguf_file = _gguf(model if own else _base_of(config), gguf_file)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if gguf_file is not None:
-        options["gguf_file"] = gguf_file
-    try:
+    with _explained(f"tokenizer of {model!r}"):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"tokenizer {model!r} cannot be loaded: {reason[:400]}; expected a Hub id or the "
-            "folder of a model"
-        ) from error
+        return AutoTokenizer.from_pretrained(
+            source, trust_remote_code=trust_remote_code, **_of_gguf(gguf_file)
+        )
 
 
 def with_adapter(base: Any, adapter: str) -> Any:
