@@ -6,7 +6,7 @@ MODEL := models/smollm2-135m-instruct
 DATA ?= ../shared/data
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo lab dpo test slow check model real bench clean
+.PHONY: help demo lab dpo test slow check model real bench bench-scoring clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ dpo: $(VENV)/.ready $(MODEL)
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/posthoc.py
+
+## bench-scoring  speed of scoring beside lm-eval and the limit, six minutes of one core
+bench-scoring: $(VENV)/.ready $(MODEL)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scoring.py --data $(DATA) --model $(MODEL)
 
 ## clean   remove the environment, the model and what runs left behind
 clean:
