@@ -325,6 +325,23 @@ def test_the_command_killed_goes_on_where_it_stopped(served, questions, tmp_path
     assert tables[0].logprobs.tobytes() == tables[1].logprobs.tobytes()
 
 
+def test_options_are_permuted_for_a_served_model_too(served, folder, tokenizer, tmp_path, capsys):
+    path = tmp_path / "questions.jsonl"
+    questions = make_questions(4, k_max=4)
+    write(path, questions)
+    arguments = [
+        "evaluate", "tiny", "--server", served.url, "--tokenizer", str(folder), "--questions",
+        str(path), "--permutations", "cyclic", "--output-dir", str(tmp_path / "run"),
+    ]  # fmt: skip
+    assert run(arguments) == 0
+    raw = AnswerTable.load(tmp_path / "run" / "permutations.parquet")
+    here = score(make_model(), tokenizer, questions, permutations="cyclic", show_progress=False)
+    same(raw, here)
+    assert (raw.orders == here.orders).all()
+    assert len(AnswerTable.load(tmp_path / "run" / "answers.parquet")) == 4
+    capsys.readouterr()
+
+
 def test_it_works_where_an_event_loop_is_running_as_in_a_notebook(served, questions):
     import asyncio
 
