@@ -14,6 +14,7 @@ from calibrant.answers import AnswerTable
 from calibrant.diagnosis.regime import RegimeReport, _minus, regime
 from calibrant.errors import InputError
 from calibrant.metrics.inference import Estimate, bootstrap_interval
+from calibrant.posthoc import TemperatureScaling
 
 
 def softmax(z):
@@ -131,21 +132,25 @@ def test_the_bracket_holds_the_accuracy_of_the_best_and_the_recalibrated_confide
     assert alone["bracket_low"].value == pytest.approx(test.correct.mean())
 
 
-def test_interval_of_the_recalibrated_confidence_is_that_of_refitting():
-    from calibrant.posthoc import TemperatureScaling
+def crossing(n, rng):
+    """Sure where it knows little, unsure where it knows much: no temperature mends that."""
+    sure = rng.random(n) < 0.5
+    right = rng.random(n) < np.where(sure, 0.7, 0.85)
+    p = np.where(sure[:, None], [0.95, 0.05], [0.6, 0.4])
+    return AnswerTable.from_probs(p, 1 - right.astype(int))
 
-    rng = np.random.default_rng(7)
-    train, test, _, _ = tables(600, rng, slope=2.5, noise=0.5)
-    found = regime(train, test, n_resamples=10)["bracket_high"]
+
+def test_interval_of_the_recalibrated_confidence_is_the_jackknifes():
+    """Each question left out in turn, the temperature fitted anew."""
+    n = 300
+    test = crossing(n, np.random.default_rng(7))
+    found = regime(test, test, n_resamples=10)["bracket_high"]
     means = []
-    for _ in range(200):
-        rows = rng.integers(0, 600, 600)
-        chosen = AnswerTable.from_probs(
-            test.probs()[rows], test.labels[rows], n_options=test.n_options[rows]
-        )
-        fitted = TemperatureScaling().fit(chosen)
-        means.append(fitted.transform(chosen).confidence.mean())
-    assert found.high - found.low == pytest.approx(2 * 1.96 * np.std(means), rel=0.15)
+    for i in range(n):
+        left = test.select(np.arange(n) != i)
+        means.append(TemperatureScaling().fit(left).transform(left).confidence.mean())
+    error = np.sqrt((n - 1) / n * np.square(means - np.mean(means)).sum())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.02)
 
 
 def test_difference_of_accuracies_is_newcombes():
@@ -173,19 +178,24 @@ def test_recommended_methods(world, method):
 
 
 def test_what_no_temperature_mends_calls_for_training():
-    """Sure where it knows nothing, unsure where it does: the diagram crosses the diagonal."""
     rng = np.random.default_rng(9)
-    n = 4000
-    sure = rng.random(n) < 0.5
-    right = rng.random(n) < np.where(sure, 0.6, 0.85)
-    scores = np.log(np.where(sure[:, None], [0.95, 0.05], [0.6, 0.4]))
-    halves = [
-        AnswerTable.from_probs(np.exp(scores[rows]), 1 - right[rows].astype(int))
-        for rows in (slice(0, n // 2), slice(n // 2, n))
-    ]
-    found = regime(*halves, n_resamples=100)
+    found = regime(crossing(2000, rng), crossing(2000, rng), n_resamples=100)
     assert (found.label, found.method) == ("calibratable", "cft")
     assert found["test_conf_ece_tempered"].low > 0
+
+
+def test_one_lower_fresh_accuracy_is_not_enough():
+    """Far above its own test accuracy, but not above the reference's: memorised or learnt?"""
+
+    def right(share, name, n=1000):
+        ids = [f"{name}{i}" for i in range(n)]
+        labels = (np.arange(n) >= share * n).astype(int)
+        return AnswerTable.from_probs([[0.7, 0.3]] * n, labels, ids=ids)
+
+    found = regime(right(0.7, "a"), right(0.6, "b"), right(0.68, "c"), n_resamples=10)
+    assert found["generalisation_gap"].low > 0.05
+    assert found["above_reference"].low < 0 < 0.05 < found["above_reference"].high
+    assert found.label == "cannot tell"
 
 
 def test_too_few_questions_are_said_to_be_too_few():

@@ -117,4 +117,4 @@ def _answers(source: str, folder: Path, seed: int, processes: Any, asked: dict[s
         return _read((source,), "acc")[0]
     if processes.rank == 0:
         click.echo(f"scoring {source}", err=True)
-    return _ask(str(folder), seed, processes, model=source, server=None, **asked)[0]
+    return _ask(str(folder), seed, processes, model=source, **asked)[0]
