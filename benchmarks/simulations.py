@@ -16,6 +16,7 @@ import re
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -425,14 +426,14 @@ def memorise(scores, labels, strength, how, rng):
 
 
 def strength_for(training, options):
-    """How much to memorise for the excess wanted, on 200,000 questions."""
+    """How much to memorise for the excess wanted, on 100,000 questions."""
     rng = np.random.default_rng(7)
-    z = truths(options, 200_000, rng)
+    z = truths(options, 100_000, rng)
     q, labels = softmax(z), draw_labels(softmax(z), rng)
     scores = training.answers(z, rng)
     wanted = q.max(axis=1).mean() + training.excess
     low, high = 0.0, 1.0 if training.how == "some" else 12.0
-    for _ in range(30):
+    for _ in range(14):
         middle = (low + high) / 2
         learnt = memorise(scores, labels, middle, training.how, np.random.default_rng(8))
         low, high = (
@@ -471,6 +472,7 @@ def regime(replications, seed):
     yield ""
     yield from _regime_brackets()
     yield ""
+    tally = {}
     yield f"### Verdicts, K = 4, % of {trials}: calibratable / non-calibratable / cannot tell"
     yield ""
     yield "| model | truth | N | " + " | ".join(f"reference: {r.name}" for r in REFERENCES) + " |"
@@ -480,10 +482,11 @@ def regime(replications, seed):
             rng = np.random.default_rng((seed, t, n, 5))
             world = (training, worlds[training, "4"], OPTIONS["4"], n, rng)
             found = _tell_regimes(world, REFERENCES, trials)
+            tally[training, n] = found
             cells = " | ".join(_regime_cell(c, trials) for c in found)
             yield f"| {training.name} | {_truth(training, '4')} | {n} | {cells} |"
             print(f"regime: {training.name}, N = {n}", file=sys.stderr, flush=True)
-    yield ""
+    yield from _regime_rates(tally, trials)
     yield "### Verdicts at N = 3,000 for other K"
     yield ""
     others = [k for k in OPTIONS if k != "4"]
@@ -503,7 +506,7 @@ def regime(replications, seed):
 
 
 def _regime_worlds(worlds):
-    yield "### The models, K = 4, on 200,000 questions each"
+    yield "### The models, K = 4, on 100,000 questions each"
     yield ""
     yield (
         "| model | A_tr − ACC* | A_te − ACC* | c̄_tr − A_tr | A_tr − A_te | −(c̄_tr − c̄_te) "
@@ -516,6 +519,29 @@ def _regime_worlds(worlds):
             f"| {training.name} | {a[0] - top:+.3f} | {a[1] - top:+.3f} | {c[0] - a[0]:+.3f} | "
             f"{a[0] - a[1]:+.3f} | {c[1] - c[0]:+.3f} | {c[1] - a[1]:+.3f} | {ece:.3f} |"
         )
+
+
+def _regime_rates(tally, trials):
+    """Sum up the models outside the margin, but for the last, which no rule can tell."""
+    yield ""
+    yield "| outside the margin, without the last model | N = 300 | 1,000 | 3,000 |"
+    yield "|---" * 4 + "|"
+    label = {"cal": regimes.LABELS[0], "non-cal": regimes.LABELS[1]}
+    other = {"cal": "non-cal", "non-cal": "cal"}
+    rows = {"right, %, all cells": [], "… worst cell": [], "wrong, %, all cells": [], "… worst": []}
+    for n in (300, 1000, 3000):
+        right, wrong = [], []
+        for training in TRAININGS[:-1]:
+            truth = _truth(training, "4")
+            if truth != "either":
+                right += [c[label[truth]] / trials for c in tally[training, n]]
+                wrong += [c[label[other[truth]]] / trials for c in tally[training, n]]
+        values = (np.mean(right), np.min(right), np.mean(wrong), np.max(wrong))
+        for row, value in zip(rows.values(), values, strict=True):
+            row.append(f"{100 * value:.1f}")
+    for name, values in rows.items():
+        yield f"| {name} | " + " | ".join(values) + " |"
+    yield ""
 
 
 def _regime_brackets():
@@ -536,7 +562,7 @@ def _regime_brackets():
 
 def _population_of(training, strength, options):
     rng = np.random.default_rng(11)
-    train, test, z, labels = regime_tables(training, strength, options, 200_000, rng)
+    train, test, z, labels = regime_tables(training, strength, options, 100_000, rng)
     tables = (train, test)
     return (
         softmax(z).max(axis=1).mean(),
@@ -546,6 +572,7 @@ def _population_of(training, strength, options):
     )
 
 
+@cache
 def _truth(training, k):
     """Say which verdict is right, or that the world lies within the margin of the boundary."""
     if training.excess is not None:
