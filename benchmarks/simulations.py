@@ -425,6 +425,7 @@ def memorise(scores, labels, strength, how, rng):
     return out
 
 
+@cache
 def strength_for(training, options):
     """How much to memorise for the excess wanted, on 100,000 questions."""
     rng = np.random.default_rng(7)
@@ -442,7 +443,7 @@ def strength_for(training, options):
     return (low + high) / 2
 
 
-def regime_tables(training, strength, options, n, rng):
+def regime_tables(training, options, n, rng):
     """Train and test tables of a model, and the true logits and labels of the test questions."""
     tables = []
     for part in ("train", "test"):
@@ -450,6 +451,7 @@ def regime_tables(training, strength, options, n, rng):
         labels = draw_labels(softmax(z), rng)
         scores = training.answers(z, rng)
         if part == "train" and training.excess is not None:
+            strength = strength_for(training, options)
             scores = memorise(scores, labels, strength, training.how, rng)
         tables.append(_table(softmax(scores), labels, z, part))
     return *tables, z, labels
@@ -463,12 +465,7 @@ def _table(p, labels, z, name):
 def regime(replications, seed):
     """Tables of docs/diagnosis.md: what the worlds are, and how often the rule is right."""
     trials = max(10, replications // 4)
-    worlds = {
-        (t, k): t.excess if t.excess is None else strength_for(t, OPTIONS[k])
-        for t in TRAININGS
-        for k in OPTIONS
-    }
-    yield from _regime_worlds(worlds)
+    yield from _regime_worlds()
     yield ""
     yield from _regime_brackets()
     yield ""
@@ -480,14 +477,18 @@ def regime(replications, seed):
     for t, training in enumerate(TRAININGS):
         for n in (300, 1000, 3000):
             rng = np.random.default_rng((seed, t, n, 5))
-            world = (training, worlds[training, "4"], OPTIONS["4"], n, rng)
+            world = (training, OPTIONS["4"], n, rng)
             found = _tell_regimes(world, REFERENCES, trials)
             tally[training, n] = found
             cells = " | ".join(_regime_cell(c, trials) for c in found)
             yield f"| {training.name} | {_truth(training, '4')} | {n} | {cells} |"
             print(f"regime: {training.name}, N = {n}", file=sys.stderr, flush=True)
     yield from _regime_rates(tally, trials)
-    yield "### Verdicts at N = 3,000 for other K"
+
+
+def regime_options(replications, seed):
+    trials = max(10, replications // 4)
+    yield f"### Verdicts at N = 3,000 for other K, % of {trials}"
     yield ""
     others = [k for k in OPTIONS if k != "4"]
     used = REFERENCES[:2]
@@ -498,14 +499,14 @@ def regime(replications, seed):
         cells = []
         for k in others:
             rng = np.random.default_rng((seed, t, OPTIONS[k][0], len(k), 6))
-            world = (training, worlds[training, k], OPTIONS[k], 3000, rng)
+            world = (training, OPTIONS[k], 3000, rng)
             found = _tell_regimes(world, used, trials)
             cells += [f"{_truth(training, k)}: {_regime_cell(c, trials)}" for c in found]
         yield f"| {training.name} | " + " | ".join(cells) + " |"
         print(f"regime: {training.name}, other K", file=sys.stderr, flush=True)
 
 
-def _regime_worlds(worlds):
+def _regime_worlds():
     yield "### The models, K = 4, on 100,000 questions each"
     yield ""
     yield (
@@ -514,7 +515,7 @@ def _regime_worlds(worlds):
     )
     yield "|---" * 8 + "|"
     for training in TRAININGS:
-        top, a, c, ece = _population_of(training, worlds[training, "4"], OPTIONS["4"])
+        top, a, c, ece = _population_of(training, OPTIONS["4"])
         yield (
             f"| {training.name} | {a[0] - top:+.3f} | {a[1] - top:+.3f} | {c[0] - a[0]:+.3f} | "
             f"{a[0] - a[1]:+.3f} | {c[1] - c[0]:+.3f} | {c[1] - a[1]:+.3f} | {ece:.3f} |"
@@ -560,9 +561,9 @@ def _regime_brackets():
         yield f"| {reference.name} | " + " | ".join(f"{x:+.3f}" for x in found) + " |"
 
 
-def _population_of(training, strength, options):
+def _population_of(training, options):
     rng = np.random.default_rng(11)
-    train, test, z, labels = regime_tables(training, strength, options, 100_000, rng)
+    train, test, z, labels = regime_tables(training, options, 100_000, rng)
     tables = (train, test)
     return (
         softmax(z).max(axis=1).mean(),
@@ -578,7 +579,7 @@ def _truth(training, k):
     if training.excess is not None:
         excess = training.excess
     else:
-        top, a, _, _ = _population_of(training, None, OPTIONS[k])
+        top, a, _, _ = _population_of(training, OPTIONS[k])
         excess = a[0] - top
     if abs(excess) < MARGIN:
         return "either"
@@ -587,10 +588,10 @@ def _truth(training, k):
 
 def _tell_regimes(world, references, trials):
     """Count the verdicts of each reference on the same tables."""
-    training, strength, options, n, rng = world
+    training, options, n, rng = world
     counts = [Counter() for _ in references]
     for trial in range(trials):
-        train, test, z, labels = regime_tables(training, strength, options, n, rng)
+        train, test, z, labels = regime_tables(training, options, n, rng)
         accuracies = _accuracies(train, test)
         for reference, count in zip(references, counts, strict=True):
             table = None
@@ -618,7 +619,10 @@ def _regime_cell(count, trials):
     return " / ".join(f"{100 * count[label] / trials:.0f}" for label in regimes.LABELS)
 
 
-SECTIONS = {f.__name__: f for f in (planning, bias, floors, verdicts, errors, scores, regime)}
+SECTIONS = {
+    f.__name__: f
+    for f in (planning, bias, floors, verdicts, errors, scores, regime, regime_options)
+}
 
 
 def main():
