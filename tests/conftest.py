@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import make_model, make_questions
+from helpers import ALL_METHODS, make_model, make_questions, restore_arguments, write_questions
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -51,6 +51,33 @@ def tokenizer():
 def model():
     """A fresh tiny Llama."""
     return make_model()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory, tokenizer):
+    """A model folder, training and test questions."""
+    folder = tmp_path_factory.mktemp("world")
+    make_model().save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    train = list(make_questions(60, seed=1))
+    test = list(make_questions(40, seed=2, prefix="t"))
+    return {
+        "model": str(folder / "model"),
+        "train": write_questions(folder / "train.jsonl.gz", train + test[:5]),
+        "test": write_questions(folder / "test.jsonl.gz", test),
+        "other": write_questions(
+            folder / "other.jsonl.gz", make_questions(30, seed=3, prefix="o", k_min=3, k_max=9)
+        ),
+    }
+
+
+@pytest.fixture(scope="session")
+def restored(world, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "restore"
+    from calibrant.cli import run
+
+    assert run(restore_arguments(world, output, *ALL_METHODS)) == 0
+    return output
 
 
 def _folder(variable, *candidates):

@@ -13,6 +13,7 @@ TINY_LAB = {
     "epochs": 2,
     "test": 60,
 }
+ALL_METHODS = ("--method", "temperature", "--method", "cft", "--method", "rcft")
 WORDS = ("red", "green", "blue", "stone", "river", "seven", "nine", "cat", "dog", "old", "new")
 
 
@@ -118,3 +119,27 @@ def make_model(architecture="llama", seed=0, vocab_size=512, **changes):
     }
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(configs[architecture]()).float().eval()
+
+
+def write_questions(path, questions):
+    import gzip
+    import json
+
+    lines = [
+        json.dumps(
+            {"id": q.id, "question": q.question, "choices": list(q.choices), "answer": q.answer}
+        )
+        for q in questions
+    ]
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    return str(path)
+
+
+def restore_arguments(world, output, *more):
+    return [
+        "restore", world["model"],
+        "--train", world["train"], "--eval", world["test"], "--out-of-domain", world["other"],
+        "--prompt", "cloze", "--lora-rank", "4", "--batch-size", "4",
+        "--learning-rate", "0.01", "--device", "cpu", "--output-dir", str(output), *more,
+    ]  # fmt: skip

@@ -1,6 +1,5 @@
 """The commands as a user calls them, on a tiny model: every step of the workflow is real."""
 
-import gzip
 import json
 import subprocess
 import sys
@@ -13,56 +12,7 @@ import calibrant
 from calibrant.answers import AnswerTable
 from calibrant.cli import run
 from calibrant.errors import InputError
-from helpers import make_model, make_questions
-
-
-def write_questions(path, questions):
-    lines = [
-        json.dumps(
-            {"id": q.id, "question": q.question, "choices": list(q.choices), "answer": q.answer}
-        )
-        for q in questions
-    ]
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tokenizer):
-    """A model folder, training and test questions."""
-    folder = tmp_path_factory.mktemp("world")
-    make_model().save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    train = list(make_questions(60, seed=1))
-    test = list(make_questions(40, seed=2, prefix="t"))
-    return {
-        "model": str(folder / "model"),
-        "train": write_questions(folder / "train.jsonl.gz", train + test[:5]),
-        "test": write_questions(folder / "test.jsonl.gz", test),
-        "other": write_questions(
-            folder / "other.jsonl.gz", make_questions(30, seed=3, prefix="o", k_min=3, k_max=9)
-        ),
-    }
-
-
-def restore_arguments(world, output, *more):
-    return [
-        "restore", world["model"],
-        "--train", world["train"], "--eval", world["test"], "--out-of-domain", world["other"],
-        "--prompt", "cloze", "--lora-rank", "4", "--batch-size", "4",
-        "--learning-rate", "0.01", "--device", "cpu", "--output-dir", str(output), *more,
-    ]  # fmt: skip
-
-
-ALL = ("--method", "temperature", "--method", "cft", "--method", "rcft")
-
-
-@pytest.fixture(scope="module")
-def restored(world, tmp_path_factory):
-    output = tmp_path_factory.mktemp("runs") / "restore"
-    assert run(restore_arguments(world, output, *ALL)) == 0
-    return output
+from helpers import ALL_METHODS, make_model, make_questions, restore_arguments, write_questions
 
 
 def names(folder):
@@ -123,7 +73,7 @@ def test_an_interrupted_restore_goes_on_and_ends_the_same(world, restored, tmp_p
     shutil.rmtree(again / "rcft")
     (again / "cft" / "answers").rename(again / "cft" / "hidden")
     kept = (again / "before" / "answers").stat().st_mtime_ns
-    assert run(restore_arguments(world, again, *ALL)) == 0
+    assert run(restore_arguments(world, again, *ALL_METHODS)) == 0
     assert (again / "before" / "answers").stat().st_mtime_ns == kept
     for method in ("cft", "rcft"):
         for name in names(restored / method):
@@ -133,7 +83,7 @@ def test_an_interrupted_restore_goes_on_and_ends_the_same(world, restored, tmp_p
 
 
 def test_a_folder_of_another_run_is_not_overwritten(world, restored, capsys):
-    assert run(restore_arguments(world, restored, *ALL, "--seed", "7")) == 1
+    assert run(restore_arguments(world, restored, *ALL_METHODS, "--seed", "7")) == 1
     error = capsys.readouterr().err
     assert "holds a run with another configuration (seed was 0, now 7)" in error
     assert "Traceback" not in error
@@ -467,7 +417,7 @@ def test_a_half_written_checkpoint_is_not_resumed_from(world, restored, tmp_path
     broken = again / "cft" / "checkpoints" / "checkpoint-7"
     broken.mkdir(parents=True)
     (broken / "adapter_model.safetensors").write_bytes(b"half")
-    assert run(restore_arguments(world, again, *ALL)) == 0
+    assert run(restore_arguments(world, again, *ALL_METHODS)) == 0
     for name in names(restored / "cft"):
         first = AnswerTable.load(restored / "cft" / "answers" / f"{name}.parquet")
         second = AnswerTable.load(again / "cft" / "answers" / f"{name}.parquet")

@@ -61,7 +61,7 @@ def permuted(
     for q in questions:
         for p, order in enumerate(_orders(q, permutations, seed)):
             choices = tuple(q.choices[k] for k in order)
-            rows.append(replace(q, id=f"{q.id}#{p}", choices=choices, answer=order.index(q.answer)))
+            rows.append(replace(q, id=f"{q.id}#{p}", choices=choices, answer=order.index(q.label)))
             orders.append(order)
     table = np.full((len(rows), max(map(len, orders), default=0)), -1, dtype=np.int64)
     for row, order in zip(table, orders, strict=True):

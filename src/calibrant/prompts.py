@@ -305,9 +305,9 @@ def _reply(question: Question, prompt: Prompt) -> str:
     """The right answer as text, as it follows what `_ask` says."""
     separator = _separator(prompt)
     if not prompt.is_letter:
-        return separator + question.choices[question.answer]
+        return separator + question.choices[question.label]
     closing = ")" if separator.endswith("(") else ""
-    return separator + prompt.markers(len(question.choices))[question.answer] + closing
+    return separator + prompt.markers(len(question.choices))[question.label] + closing
 
 
 def _separators(prompt: Prompt, style: str) -> tuple[str, ...]:
@@ -517,7 +517,7 @@ class _Bare:
 
     id: str
     choices: tuple[str, ...]
-    answer: int
+    label: int
 
 
 class _Encoder:
@@ -587,7 +587,7 @@ class _Letters:
                 )
             reads = [[(0, token) for token in tokens] for tokens in self.spellings[:k]]
             encoded.append(
-                EncodedQuestion(q.id, head, [[] for _ in range(k)], reads, [1.0] * k, q.answer)
+                EncodedQuestion(q.id, head, [[] for _ in range(k)], reads, [1.0] * k, q.label)
             )
         return encoded
 
@@ -661,7 +661,7 @@ def _branched(
         for r, choice in zip(reads, q.choices, strict=True)
     ]
     branches = [row[shared:-1] for row in full]
-    return EncodedQuestion(q.id, full[0][:shared], branches, reads, divisors, q.answer)
+    return EncodedQuestion(q.id, full[0][:shared], branches, reads, divisors, q.label)
 
 
 def _check_labels(q: Question | _Bare, full: list[list[int]]) -> None:

@@ -42,14 +42,14 @@ Columns = Mapping[str, str | Sequence[str]]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question with 2 to 26 options, exactly one of them right.
+    """One question with 2 to 26 options, exactly one of them right, perhaps not known which.
 
     Attributes
     ----------
     id : non-empty str.
     question : non-blank str, kept as it is.
     choices : tuple of 2 to 26 non-blank str.
-    answer : int, 0-based index into choices.
+    answer : int, 0-based index into choices; None if the right option is not known.
     subject : str, "" if none.
 
     Raises
@@ -70,7 +70,7 @@ class Question:
     id: str
     question: str
     choices: tuple[str, ...]
-    answer: int
+    answer: int | None
     subject: str = ""
 
     def __post_init__(self) -> None:
@@ -87,12 +87,12 @@ class Question:
             raise InputError(f"choices: {n} option{'s' * (n != 1)}, expected {_K_TEXT}")
         for k, text in enumerate(self.choices):
             _check_text("choices", text, k)
-        if type(self.answer) is not int:  # bool is an int, and True is not an index
+        if self.answer is not None and type(self.answer) is not int:  # True is not an index
             raise InputError(
                 f"answer: {_show(self.answer)}, expected an integer from 0 to {n - 1} or a letter "
                 f"from A to {LETTERS[n - 1]}"
             )
-        if not 0 <= self.answer < n:
+        if self.answer is not None and not 0 <= self.answer < n:
             raise InputError(
                 f"answer: {self.answer} is out of range, expected 0 to {n - 1} "
                 f"(0-based, {n} options)"
@@ -101,6 +101,22 @@ class Question:
             raise InputError(f"subject: {_show(self.subject)}, expected a string")
         if not self.subject.isascii():
             _check_unicode("subject", self.subject)
+
+    @property
+    def label(self) -> int:
+        """The answer of a question whose answer is known.
+
+        Raises
+        ------
+        InputError
+            If it is not.
+        """
+        if self.answer is None:
+            raise InputError(
+                f"question {self.id!r} has no answer; expected labelled questions (only predictions "
+                "do without)"
+            )
+        return self.answer
 
 
 _K_TEXT = f"2 to {MAX_OPTIONS}"
@@ -245,7 +261,7 @@ class Questions(Sequence[Question]):
                 f"{_count(same, 'repeats', 'repeat')} the text and options of another id "
                 f"(first: {same[0][0].id!r} as {same[0][1].id!r})"
             )
-        if contrary := [(q, r) for q, r in same if _right_text(q) != _right_text(r)]:
+        if contrary := [pair for pair in same if _contrary(*pair)]:
             notes.append(
                 f"{_count(contrary, 'repeats', 'repeat')} another with a different right answer "
                 f"(first: {contrary[0][0].id!r} and {contrary[0][1].id!r})"
@@ -276,8 +292,10 @@ class Questions(Sequence[Question]):
         return self.select(sorted(random.Random(seed).sample(range(len(self)), n)))
 
 
-def _right_text(question: Question) -> str:
-    return _normalise(question.choices[question.answer])
+def _contrary(a: Question, b: Question) -> bool:
+    if a.answer is None or b.answer is None:
+        return False
+    return _normalise(a.choices[a.answer]) != _normalise(b.choices[b.answer])
 
 
 def _rows(n: int) -> str:
@@ -382,6 +400,7 @@ def load_questions(
     split: str | None = None,
     columns: Columns | None = None,
     choices: Sequence[str] | None = None,
+    labelled: bool = True,
     skip_invalid: bool = False,
     limit: int | None = None,
     seed: int = 0,
@@ -409,6 +428,8 @@ def load_questions(
     choices : label words that all questions share, for files of labelled texts, which have no
         options of their own. The text is then taken from ``question`` or else ``text``, the answer,
         a label word or its 0-based index, from ``answer`` or else ``label``.
+    labelled : False reads questions to be predicted, whose answers may be missing or empty; one
+        that is there is still checked.
     skip_invalid : leave out invalid rows and list them in ``Questions.skipped``.
     limit : keep a random sample of so many questions (first rows would be biased: data sets are
         ordered by subject), drawn with ``seed``.
@@ -436,8 +457,8 @@ def load_questions(
         _check_columns(columns)
     rows, name, unit = _open(source, split, columns)
     if choices is not None:
-        rows = _labelled_rows(rows, _checked_labels(choices))
-    questions, skipped = _validated(rows, name, unit, skip_invalid)
+        rows = _labelled_rows(rows, _checked_labels(choices), labelled)
+    questions, skipped = _validated(rows, name, unit, skip_invalid, labelled)
     loaded = Questions(questions, name, skipped)
     return loaded if limit is None else loaded.sample(limit, seed)
 
@@ -667,12 +688,15 @@ def _checked_labels(choices: Sequence[str]) -> tuple[str, ...]:
     return labels
 
 
-def _labelled_rows(rows: _Rows, labels: tuple[str, ...]) -> _Rows:
+def _labelled_rows(rows: _Rows, labels: tuple[str, ...], required: bool) -> _Rows:
     for number, row in rows:
-        yield number, row if isinstance(row, InputError) else _caught(_labelled, row, labels)
+        if isinstance(row, InputError):
+            yield number, row
+        else:
+            yield number, _caught(_labelled, row, labels, required)
 
 
-def _labelled(row: Row, labels: tuple[str, ...]) -> Row:
+def _labelled(row: Row, labels: tuple[str, ...], required: bool) -> Row:
     """Turn a row of text and label into fields."""
     if row.get("choices") is not None:
         raise InputError(
@@ -682,7 +706,9 @@ def _labelled(row: Row, labels: tuple[str, ...]) -> Row:
     fields: dict[str, Any] = {"id": row.get("id"), "subject": row.get("subject")}
     for field, name in _TEXT_AND_LABEL.items():
         value = row.get(field, row.get(name))
-        if value is None:
+        if field == "answer" and value in (None, "") and not required:
+            value = None
+        elif value is None:
             raise InputError(f"{field}: is missing, expected a column {field} or {name}")
         fields[field] = value
     answer = fields["answer"]
@@ -699,7 +725,7 @@ def _labelled(row: Row, labels: tuple[str, ...]) -> Row:
 
 
 def _validated(
-    rows: _Rows, name: str, unit: str, skip_invalid: bool
+    rows: _Rows, name: str, unit: str, skip_invalid: bool, labelled: bool
 ) -> tuple[list[Question], list[str]]:
     questions: list[Question] = []
     skipped: list[str] = []
@@ -708,7 +734,7 @@ def _validated(
         try:
             if isinstance(row, InputError):
                 raise row
-            question = _question(row, number)
+            question = _question(row, number, labelled)
             if question.id in used:
                 raise InputError(
                     f"id: {question.id!r} is already the id of {unit} {used[question.id]}, "
@@ -730,8 +756,8 @@ def _validated(
     return questions, skipped
 
 
-def _question(row: Row, number: int) -> Question:
-    for field in ("question", "choices", "answer"):
+def _question(row: Row, number: int, labelled: bool) -> Question:
+    for field in ("question", "choices", "answer") if labelled else ("question", "choices"):
         if row.get(field) is None:
             what = "is null" if field in row else "is missing"
             raise InputError(f"{field}: {what}, expected " + _EXPECTED[field])
@@ -740,7 +766,9 @@ def _question(row: Row, number: int) -> Question:
         name = str(number)
     elif type(name) is int:
         name = str(name)
-    choices, answer = row["choices"], row["answer"]
+    choices, answer = row["choices"], row.get("answer")
+    if answer == "" and not labelled:
+        answer = None
     if isinstance(answer, str):
         answer = _letter_index(answer, choices)
     subject = row.get("subject")

@@ -12,7 +12,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from calibrant import posthoc
 from calibrant.answers import AnswerTable, is_answer_table
 from calibrant.errors import InputError
-from calibrant.files import write_text
+from calibrant.files import replacing_folder, write_text
 from calibrant.foreign import FILE_TYPES, read_table
 from calibrant.scoring.harness import Metric as HarnessMetric
 from calibrant.scoring.harness import harness_logs, read_harness_log
@@ -202,44 +202,130 @@ class Restored:
     folder : where it was loaded from.
     settings : content of ``restored.json``: ``method``, ``model``, ``prompt``, ``dtype``,
         ``gguf_file``.
+    device : where the model runs; "auto" is the GPU or MPS device if there is one, else the CPU.
     """
 
     folder: Path
     settings: dict[str, Any]
+    device: str = "auto"
+
+    @property
+    def calibrator(self) -> posthoc.Calibrator | None:
+        """The calibrator of its probabilities, None if the weights were restored instead."""
+        file = self.folder / "calibrator.json"
+        return posthoc.load(file) if file.is_file() else None
 
     @cached_property
     def _network(self) -> tuple[Any, Any]:
-        from calibrant.scoring.models import load_model, merged
+        from calibrant.scoring.models import load_model, merged, on_top
 
         whole, adapter = self.folder / "model", self.folder / "adapter"
         model, tokenizer = load_model(
             str(whole) if whole.is_dir() else self.settings["model"],
             dtype=self.settings["dtype"],
+            device=self.device,
             gguf_file=None if whole.is_dir() else self.settings["gguf_file"],
         )
         if adapter.is_dir():
-            from peft import PeftModel
-
-            model = merged(PeftModel.from_pretrained(model, str(adapter)).eval())
+            model = merged(on_top(model, str(adapter)))
         return model, tokenizer
 
-    def answer(self, questions: Sequence[Question]) -> AnswerTable:
-        """Calibrated answer table of questions; loads the model on first use."""
+    def answer(
+        self, questions: Sequence[Question], *, partial: str | os.PathLike[str] | None = None
+    ) -> AnswerTable:
+        """Calibrated answer table of labelled questions; loads the model on first use.
+
+        Parameters
+        ----------
+        partial : folder that keeps what is finished, see `calibrant.score`.
+        """
         from calibrant.scoring.local import score
 
-        answers = score(*self._network, questions, prompt=self.settings["prompt"])
-        calibrator = self.folder / "calibrator.json"
-        if calibrator.is_file():
-            answers = posthoc.load(calibrator).transform(answers)
-        return answers
+        calibrator = self.calibrator
+        model, tokenizer = self._network
+        answers = score(
+            model, tokenizer, questions, prompt=self.settings["prompt"], partial=partial
+        )
+        return answers if calibrator is None else calibrator.transform(answers)
 
-    def predict_proba(self, questions: Sequence[Question]) -> NDArray[np.float64]:
-        """Calibrated option probabilities, (N, K) float64; 0 beyond a question's own options."""
-        return self.answer(questions).probs()
+    def predict_proba(
+        self, questions: Sequence[Question], *, partial: str | os.PathLike[str] | None = None
+    ) -> NDArray[np.float64]:
+        """Calibrated option probabilities, (N, K) float64; 0 beyond a question's own options.
+
+        Answers are not looked at and may be None (``load_questions(..., labelled=False)``).
+        """
+        # A table has labels; these never leave this function.
+        asked = [replace(question, answer=0) for question in questions]
+        return self.answer(asked, partial=partial).probs()
+
+    def predict(self, questions: Sequence[Question]) -> NDArray[np.int64]:
+        """Index of each question's most probable option, the first on ties, (N,) int64."""
+        return self.predict_proba(questions).argmax(axis=1)
+
+    def held_out(self) -> AnswerTable:
+        """Calibrated answers to the in-domain test questions of the run, exact duplicates once.
+
+        Neither training nor fitting saw them, so that they can show what to expect of new ones.
+
+        Raises
+        ------
+        InputError
+            If the run folder this model stands in, or its answers, are not there any more.
+        """
+        report = self.folder.parent / "report.json"
+        try:
+            domains = json.loads(report.read_text(encoding="utf-8"))["sets"]
+            names = [name for name, domain in domains.items() if domain == "in"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{report}: does not say which test sets are of the domain ({error}); expected the "
+                "report of the run that made this model, beside its folder"
+            ) from error
+        tables = [AnswerTable.load(self.folder / "answers" / f"{name}.parquet") for name in names]
+        whole = AnswerTable.pool(tables)
+        first = {group: row for row, group in reversed(list(enumerate(whole.groups)))}
+        return whole.select(sorted(first.values()))
+
+    def export(self, folder: str | os.PathLike[str]) -> Path:
+        """Write model and tokenizer as one folder, the adapter merged, which anything can serve.
+
+        The sum is taken in float32 and written in the dtype the run had; safetensors only.
+
+        Raises
+        ------
+        InputError
+            If the folder is not new, or the method changed no weights.
+        """
+        import torch
+
+        from calibrant.scoring.models import load_model, load_tokenizer, on_top
+
+        target = Path(folder)
+        adapter, whole = self.folder / "adapter", self.folder / "model"
+        if not adapter.is_dir() and not whole.is_dir():
+            raise InputError(
+                f"{self.folder}: {self.settings['method']} changed no weights: the model is "
+                f"{self.settings['model']} as it is, and its answers go through calibrator.json; "
+                "expected a model restored by fine-tuning"
+            )
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise InputError(f"{target}: is there already; expected a new folder")
+        source = str(whole) if whole.is_dir() else self.settings["model"]
+        gguf_file = None if whole.is_dir() else self.settings["gguf_file"]
+        model, _ = load_model(source, dtype="float32", device="cpu", gguf_file=gguf_file)
+        if adapter.is_dir():
+            model = on_top(model, str(adapter)).merge_and_unload()
+        with replacing_folder(target) as draft:
+            model.to(getattr(torch, self.settings["dtype"])).save_pretrained(draft)
+            load_tokenizer(source, gguf_file=gguf_file).save_pretrained(draft)
+        return target
 
 
-def load(folder: str | os.PathLike[str]) -> Restored:
+def load(folder: str | os.PathLike[str], *, device: str = "auto") -> Restored:
     """Load what `calibrant restore` made: a method's folder, or a run of one method.
+
+    The model itself is loaded when it is first asked.
 
     Raises
     ------
@@ -258,12 +344,28 @@ def load(folder: str | os.PathLike[str]) -> Restored:
     file = found[0] / "restored.json"
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-        missing = {"method", "model", "prompt", "dtype", "gguf_file"} - set(settings)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read as JSON: {error}") from error
-    if missing:
-        raise InputError(f"{file}: lacks {sorted(missing)}; expected a restored.json of calibrant")
-    return Restored(found[0], settings)
+    _check_settings(file, settings)
+    return Restored(found[0], settings, device)
+
+
+def _check_settings(file: Path, settings: Any) -> None:
+    kinds: dict[str, tuple[type, ...]] = {
+        "method": (str,),
+        "model": (str,),
+        "prompt": (str, dict),
+        "dtype": (str,),
+        "gguf_file": (str, type(None)),
+    }
+    if not isinstance(settings, dict) or (missing := set(kinds) - set(settings)):
+        lacks = f"lacks {sorted(missing)}" if isinstance(settings, dict) else "is no JSON object"
+        raise InputError(f"{file}: {lacks}; expected a restored.json of calibrant")
+    for name, kind in kinds.items():
+        if not isinstance(settings[name], kind):
+            raise InputError(
+                f"{file}: {name} {settings[name]!r}, expected a restored.json of calibrant"
+            )
 
 
 def pair_answers(

@@ -18,6 +18,8 @@ VERBS = {
     "demo": "The whole story in a laboratory whose truth is known, in minutes.",
     "diagnose": "Tell whether a model can be calibrated at its accuracy, and by what.",
     "evaluate": "Measure the calibration of a model, or of an answer table.",
+    "export": "Write a fine-tuned model as one folder, its adapter merged.",
+    "predict": "Calibrated probabilities of a restored model for new questions.",
     "restore": "Restore a model's calibration; measure before and after.",
 }
 

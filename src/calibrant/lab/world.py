@@ -208,7 +208,7 @@ class World:
 
         return AnswerTable.from_probs(
             self.target(questions),
-            [q.answer for q in questions],
+            [q.label for q in questions],
             ids=[q.id for q in questions],
             n_options=[len(q.choices) for q in questions],
             tasks=[q.subject for q in questions],
@@ -260,7 +260,7 @@ _RELATIONS = {r.name: (domain, r) for domain in DOMAINS for r in domain.relation
 
 
 def _asked(q: Question) -> str:
-    return f"{context(q, 'cloze')} {q.choices[q.answer]}"
+    return f"{context(q, 'cloze')} {q.choices[q.label]}"
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

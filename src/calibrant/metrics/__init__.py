@@ -32,6 +32,7 @@ from calibrant.metrics.proper import (
     top_brier_from_confidence,
 )
 from calibrant.metrics.selective import (
+    RiskThreshold,
     accuracy_at_coverage,
     accuracy_at_coverage_from_confidence,
     augrc,
@@ -48,6 +49,8 @@ from calibrant.metrics.selective import (
     overconfidence_from_confidence,
     signed_gap,
     signed_gap_from_confidence,
+    threshold_at_risk,
+    threshold_at_risk_from_confidence,
     underconfidence,
     underconfidence_from_confidence,
 )
@@ -63,6 +66,7 @@ __all__ = [
     "BinTable",
     "BinTableAccumulator",
     "BrierDecomposition",
+    "RiskThreshold",
     "SmoothReliability",
     "accuracy",
     "accuracy_at_coverage",
@@ -102,6 +106,8 @@ __all__ = [
     "smooth_ece_from_confidence",
     "smooth_reliability",
     "smooth_reliability_from_confidence",
+    "threshold_at_risk",
+    "threshold_at_risk_from_confidence",
     "top_brier",
     "top_brier_from_confidence",
     "underconfidence",

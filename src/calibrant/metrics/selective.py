@@ -175,6 +175,77 @@ def coverage_at_risk(probs: Any, labels: Any, *, risk: float, n_options: Any = N
     return _coverage_at_risk(_ranked(*top(probs, labels, n_options)), risk)
 
 
+class RiskThreshold(NamedTuple):
+    """Confidence from which on answers may be trusted; see `threshold_at_risk`.
+
+    Attributes
+    ----------
+    threshold : float. Answer where confidence > threshold; ``inf`` if no threshold could be shown
+        to keep the promise, ``-inf`` if all questions may be answered.
+    risk : the share of wrong answers promised at most. level : how sure the promise is.
+    coverage : share of the held-out questions above the threshold.
+    wrong, n_answered : of the held-out questions above the threshold.
+    n : held-out questions.
+    """
+
+    threshold: float
+    risk: float
+    level: float
+    coverage: float
+    wrong: int
+    n_answered: int
+    n: int
+
+
+def threshold_at_risk(
+    probs: Any, labels: Any, *, risk: float, level: float = 0.95, n_options: Any = None
+) -> RiskThreshold:
+    r"""Lowest confidence threshold that holds the error rate on *new* questions.
+
+    With probability at least ``level`` over the draw of the held-out questions, a new question like
+    them whose confidence is above the threshold t is answered wrongly with probability at most
+    ``risk``: :math:`P(\hat y \ne y \mid c > t) \le risk`. Nothing is assumed about the model: it
+    need not be calibrated.
+
+    Of G = 20 ranks fixed in advance, evenly spaced from the fewest rows that can show anything to
+    all N, each gives the threshold below its m most confident rows. Given the threshold those rows
+    are a sample of all questions above it, so the hypothesis "the risk there exceeds ``risk``" has
+    the exact p-value P(Bin(m, risk) <= wrong). The lowest threshold with p <= (1 - level) / G is
+    taken (Bonferroni). Rows tied with the threshold are left out.
+
+    Parameters
+    ----------
+    probs : (N, K) floats, rows sum to 1. labels : (N,) integers. n_options : (N,) integers.
+        Held out: neither trained on nor used to fit the calibrator, and independent of each other
+        (of exact duplicates take one).
+    risk : in (0, 1). level : in (0, 1).
+
+    Returns
+    -------
+    RiskThreshold
+
+    Raises
+    ------
+    InputError
+        As `bin_table`, or a risk or level outside (0, 1).
+
+    References
+    ----------
+    Geifman and El-Yaniv 2017 (arXiv 1705.08500), with the union over ranks instead of a search;
+    Angelopoulos et al. 2021 (arXiv 2110.01052), "learn then test".
+
+    Examples
+    --------
+    >>> probs = [[0.9, 0.1]] * 300 + [[0.6, 0.4]] * 300
+    >>> found = threshold_at_risk(probs, [0] * 300 + [0, 1] * 150, risk=0.05)
+    >>> found.threshold, found.coverage, found.wrong
+    (0.6, 0.5, 0)
+    >>> threshold_at_risk(probs[:60], [0] * 60, risk=0.05).threshold  # too few to show it
+    inf
+    """
+    return _threshold_at_risk(*top(probs, labels, n_options), risk, level)
+
+
 def accuracy_at_coverage(
     probs: Any, labels: Any, *, coverage: float, n_options: Any = None
 ) -> float:
@@ -425,6 +496,33 @@ def coverage_at_risk_from_confidence(confidence: Any, correct: Any, *, risk: flo
     return _coverage_at_risk(_ranked(*checked_confidence(confidence, correct)), risk)
 
 
+def threshold_at_risk_from_confidence(
+    confidence: Any, correct: Any, *, risk: float, level: float = 0.95
+) -> RiskThreshold:
+    """Confidence threshold that holds the error rate on new questions; see `threshold_at_risk`.
+
+    Parameters
+    ----------
+    confidence : (N,) floats in [0, 1]. correct : (N,) bool or 0/1. risk, level : in (0, 1).
+
+    Returns
+    -------
+    RiskThreshold
+
+    Raises
+    ------
+    InputError
+        As `bin_table_from_confidence`, or a risk or level outside (0, 1).
+
+    Examples
+    --------
+    >>> found = threshold_at_risk_from_confidence([0.8] * 400, [1] * 390 + [0] * 10, risk=0.1)
+    >>> found.threshold, found.coverage
+    (-inf, 1.0)
+    """
+    return _threshold_at_risk(*checked_confidence(confidence, correct), risk, level)
+
+
 def accuracy_at_coverage_from_confidence(
     confidence: Any, correct: Any, *, coverage: float
 ) -> float:
@@ -605,6 +703,32 @@ def _coverage_at_risk(ranked: _Ranked, risk: float) -> float:
     taken = np.cumsum(ranked.rows)
     met = np.cumsum(ranked.wrong) <= risk * taken * (1 + 1e-12)  # 0.1 * 30 is not 3 in binary
     return int(taken[met].max(initial=0)) / int(taken[-1])
+
+
+_RANKS = 20  # thresholds tried: fewer cost coverage, more cost certainty
+
+
+def _threshold_at_risk(confidence: Any, correct: Bools, risk: float, level: float) -> RiskThreshold:
+    from scipy.special import bdtr
+
+    for name, value in (("risk", risk), ("level", level)):
+        if not 0 < value < 1:
+            raise InputError(f"{name} is {value}, expected a number in (0, 1)")
+    tail = (1 - level) / _RANKS
+    order = np.argsort(confidence)[::-1]
+    c = np.asarray(confidence, dtype=np.float64)[order]
+    wrong = np.concatenate([[0], np.cumsum(~correct[order])])
+    n = len(c)
+    fewest = math.ceil(math.log(tail) / math.log1p(-risk))  # all right, and p is at most the tail
+    best = RiskThreshold(math.inf, risk, level, 0.0, 0, 0, n)
+    if fewest > n:
+        return best
+    for rank in np.linspace(fewest, n, _RANKS).round().astype(int).tolist():
+        below = c[rank] if rank < n else -math.inf
+        m = int(np.searchsorted(-c, -below, side="left"))  # rows strictly above
+        if m and bdtr(int(wrong[m]), m, risk) <= tail:
+            best = RiskThreshold(float(below), risk, level, m / n, int(wrong[m]), m, n)
+    return best
 
 
 def _accuracy_at_coverage(ranked: _Ranked, coverage: float) -> float:

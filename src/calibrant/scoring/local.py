@@ -137,7 +137,7 @@ def score(
     return AnswerTable(
         ids=tuple(q.id for q in questions),
         logprobs=scores,
-        labels=np.array([q.answer for q in questions]),
+        labels=np.array([q.label for q in questions]),
         n_options=n_options,
         option_mass=np.minimum(mass, 1.0),
         tasks=tuple(q.subject or "" for q in questions),

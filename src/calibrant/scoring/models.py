@@ -79,6 +79,7 @@ def load_model(
             dtype=getattr(torch, dtype),
             device_map=device_map or (device if quantize else None),
             trust_remote_code=trust_remote_code,
+            **({"use_safetensors": True} if gguf_file is None else {}),
             **_of_gguf(gguf_file),
             **_quantization(quantize, gguf_file, getattr(torch, dtype)),
         )
@@ -176,6 +177,25 @@ def load_tokenizer(
         )
 
 
+def on_top(base: Any, adapter: str) -> Any:
+    """Lay a PEFT adapter folder over its base model, in evaluation mode.
+
+    Raises
+    ------
+    InputError
+        If its weights are not in safetensors format, or it does not fit the model.
+    """
+    from peft import PeftModel
+
+    if not (Path(adapter) / "adapter_model.safetensors").is_file():
+        raise InputError(
+            f"{adapter}: holds no adapter_model.safetensors; expected an adapter saved as "
+            "safetensors (pickled .bin weights can run code and are not read)"
+        )
+    with _explained(f"adapter {adapter!r}"):
+        return PeftModel.from_pretrained(base, adapter).eval()
+
+
 def with_adapter(base: Any, adapter: str) -> Any:
     """Fold an adapter into its base model: the result is the model to restore, not an adapter.
 
@@ -183,11 +203,9 @@ def with_adapter(base: Any, adapter: str) -> Any:
     base, so that `load_model` finds the same weights again. Weights of 4 bits cannot hold the sum:
     there the adapter stays on top. ``base`` is changed, and no model of its own any more.
     """
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(base, adapter)
+    model = on_top(base, adapter)
     if getattr(base, "is_loaded_in_4bit", False):
-        return model.eval()
+        return model
     if not hasattr(model, "merge_and_unload"):
         raise ValueError("its adapter cannot be merged into the base model")
     model = model.merge_and_unload().eval()

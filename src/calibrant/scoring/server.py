@@ -175,7 +175,7 @@ def _table(
     return AnswerTable(
         ids=tuple(q.id for q in questions),
         logprobs=scores,
-        labels=np.array([q.answer for q in questions]),
+        labels=np.array([q.label for q in questions]),
         n_options=np.array([len(q.choices) for q in questions]),
         option_mass=np.minimum(mass, 1.0),
         tasks=tuple(q.subject for q in questions),
