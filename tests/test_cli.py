@@ -12,7 +12,7 @@ import calibrant
 from calibrant.answers import AnswerTable
 from calibrant.cli import run
 from calibrant.errors import InputError
-from helpers import ALL_METHODS, make_model, make_questions, restore_arguments, write_questions
+from helpers import ALL_METHODS, make_questions, restore_arguments, write_questions
 
 
 def names(folder):

@@ -194,7 +194,7 @@ def test_a_pickled_adapter_is_not_read(restored, world, tmp_path):
     shutil.copytree(restored / "cft", copy)
     weights = copy / "adapter" / "adapter_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(InputError, match="holds no adapter_model.safetensors"):
+    with pytest.raises(InputError, match=r"holds no adapter_model\.safetensors"):
         calibrant.load(copy).predict(Questions(load_questions(world["test"])[:2]))
 
 

@@ -75,8 +75,9 @@ def write_predictions(
         columns["label"] = [q.answer for q in questions]
     rows = [row[: len(q.choices)] for q, row in zip(questions, probs.tolist(), strict=True)]
     if path.suffix == ".jsonl":
-        named = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values())]
-        lines = (json.dumps(cells | {"probs": p}) for cells, p in zip(named, rows, strict=True))
+        columns["probs"] = rows
+        cells = zip(*columns.values(), strict=True)
+        lines = (json.dumps(dict(zip(columns, row, strict=True))) for row in cells)
         write_text(path, "".join(f"{line}\n" for line in lines))
         return
     for k in range(probs.shape[1]):

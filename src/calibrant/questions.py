@@ -113,8 +113,8 @@ class Question:
         """
         if self.answer is None:
             raise InputError(
-                f"question {self.id!r} has no answer; expected labelled questions (only predictions "
-                "do without)"
+                f"question {self.id!r} has no answer; expected labelled questions (only "
+                "predictions do without)"
             )
         return self.answer
 

@@ -261,7 +261,8 @@ class Restored:
 
     def predict(self, questions: Sequence[Question]) -> NDArray[np.int64]:
         """Index of each question's most probable option, the first on ties, (N,) int64."""
-        return self.predict_proba(questions).argmax(axis=1)
+        found: NDArray[np.int64] = self.predict_proba(questions).argmax(axis=1)
+        return found
 
     def held_out(self) -> AnswerTable:
         """Calibrated answers to the in-domain test questions of the run, exact duplicates once.
