@@ -218,7 +218,7 @@ class _Forward:
             try:
                 return [row for piece in np.array_split(rows, pieces) for row in self._run(piece)]
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if pieces == len(rows):
                     largest = rows[self.tokens.n_tokens[rows].argmax()]
@@ -239,7 +239,8 @@ class _Forward:
         return [row[:k] for row, k in zip(scores, self.tokens.n_options[rows], strict=True)]
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of a forward or backward pass is for lack of memory."""
     from accelerate.utils.memory import should_reduce_batch_size
 
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Trainer
 
 from calibrant.errors import InputError, NonFiniteLossError
 from calibrant.prompts import EncodedQuestion
 from calibrant.scoring.batch import can_pack, check_lengths, collate, option_scores
 from calibrant.scoring.local import pad_token
+from calibrant.training.faults import FaultTolerantTrainer
 
 # Questions of a training batch, which are of all lengths, share rows of about this many tokens:
 # no padding, and attention over so short a row costs little.
@@ -39,7 +39,7 @@ class QuestionCollator:
         return batch | {"ids": [q.id for q in questions]}
 
 
-class OptionTrainer(Trainer):
+class OptionTrainer(FaultTolerantTrainer):
     """A `transformers.Trainer` on encoded questions; subclasses say what a question's loss is.
 
     The loss is a mean over the *global* batch, so gradient accumulation changes nothing, nor does
