@@ -1,4 +1,4 @@
-"""Memory and time of a fine-tuning, from the model's shape: what docs/scaling.md and recipes/ quote.
+"""Memory and time of a fine-tuning, from the model's shape: see docs/scaling.md, recipes/.
 
     python benchmarks/scaling.py                 the tables of docs/scaling.md
     python benchmarks/scaling.py --write         ... put into docs/scaling.md, and into recipes/

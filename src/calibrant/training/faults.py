@@ -211,9 +211,13 @@ class FaultTolerantTrainer(Trainer):
             # Outside the handler, which would keep the failed batch's tensors alive. Backward may
             # have stopped half-way, so all gradients of this step are made anew.
             model.zero_grad()  # accelerate's optimiser would do nothing within a step
+            self.forget_step()
             if self.args.device.type == "cuda":
                 torch.cuda.empty_cache()
             todo = self._step_batches[: self._micro_batch]
+
+    def forget_step(self) -> None:
+        """Forget what the micro-batches of this step have left elsewhere: they are done again."""
 
     def _step_on(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
         if self._pieces().n == 1:
