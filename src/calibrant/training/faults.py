@@ -222,11 +222,13 @@ class FaultTolerantTrainer(Trainer):
     def _step_on(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
         if self._pieces().n == 1:
             return super().training_step(model, inputs, num_items_in_batch)
-        wanted = set(inputs["ids"])
-        questions = {q.id: q for q in self.train_dataset if q.id in wanted}
+        ids = inputs["ids"]
+        questions = {q.id: q for q in self.train_dataset if q.id in set(ids)}
         loss = 0.0
-        for ids in np.array_split(inputs["ids"], min(self._pieces().n, len(wanted))):
-            batch = self.data_collator([questions[name] for name in ids])
+        for part in np.array_split(np.arange(len(ids)), min(self._pieces().n, len(ids))):
+            batch = self.data_collator([questions[ids[i]] for i in part])
+            if "weight" in inputs:  # what `get_batch_samples` has added
+                batch["weight"] = inputs["weight"][part]
             loss += super().training_step(model, batch, num_items_in_batch)
         return loss
 
