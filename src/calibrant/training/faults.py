@@ -223,7 +223,8 @@ class FaultTolerantTrainer(Trainer):
         if self._pieces().n == 1:
             return super().training_step(model, inputs, num_items_in_batch)
         ids = inputs["ids"]
-        questions = {q.id: q for q in self.train_dataset if q.id in set(ids)}
+        wanted = set(ids)
+        questions = {q.id: q for q in self.train_dataset if q.id in wanted}
         loss = 0.0
         for part in np.array_split(np.arange(len(ids)), min(self._pieces().n, len(ids))):
             batch = self.data_collator([questions[ids[i]] for i in part])
