@@ -13,8 +13,8 @@ lm-eval   `HFLM.loglikelihood` on the same contexts and continuations, tokenisat
           best batch size of a few; also in the checkpoint's dtype, which is its default.
 released  every prompt padded to 1,024 tokens in batches of 2, the full logits of every position, a
           softmax of the last one. Its cost does not depend on the question; a few are timed.
-limit     plain forward passes over as many tokens in rows of equal length: no padding, no mask, no
-          tokenisation, no logits but as many as are read.
+limit     plain forward passes over as many tokens in rows of equal length, in our batches or twice
+          as large: no padding, no mask, no tokenisation, no logits but as many as are read.
 """
 
 import argparse
@@ -30,7 +30,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PADDED, RELEASED_BATCH, RELEASED_QUESTIONS = 1024, 2, 2
-LM_EVAL_BATCHES = (4, 8, 16)
+LM_EVAL_BATCHES = (4, 16)
+SIZES = (128, 256, 512, 1024)  # tokens of a forward pass
 FEW = 16  # questions that are enough to choose lm-eval's batch size, or to time what is slow
 TARGETS = (
     ("letter", "released", 20.0),
@@ -73,9 +74,9 @@ def lm_eval(model, tokenizer, questions, prompt, seconds):
 
     found = []
     slow = model.dtype != torch.float32 and model.device.type == "cpu"
-    questions = questions[: FEW // 2] if slow else questions
+    questions = questions[: FEW // 4] if slow else questions
     few = requests(questions[:FEW])
-    times = {b: seconds(lambda b=b: run(b, few)) for b in LM_EVAL_BATCHES[: 1 if slow else 3]}
+    times = {b: seconds(lambda b=b: run(b, few)) for b in LM_EVAL_BATCHES[: 1 if slow else 2]}
     best = min(times, key=times.get)
     took = times[best] if slow else seconds(lambda: run(best, requests(questions)))
     scores = iter([s for s, _ in found[-1]])
@@ -123,20 +124,23 @@ def limit(model, tokenizer, questions, prompt, seconds):
     tokens = Tokens.of(encode(list(questions), tokenizer, asked(prompt)))
     n, width = len(tokens), round(tokens.n_tokens.mean())
     reads = round(tokens.n_kept.mean())
-    rows = max(1, automatic_batch_tokens(model) // width)
-    n_rows = rows * max(1, n // rows // 2)  # half of them: every batch costs the same
-    ids = torch.randint(10, 40_000, (n_rows, width), device=model.device)
-    keep = torch.zeros(rows, width, dtype=torch.bool, device=model.device)
-    keep[:, width - reads :] = True
+    best, best_rows = float("inf"), 0
+    for size in (1, 2):  # in our batches, or twice as large, whichever is faster
+        rows = max(1, size * automatic_batch_tokens(model) // width)
+        n_rows = rows * max(1, n // rows // 2)  # half of them: every batch costs the same
+        ids = torch.randint(10, 40_000, (n_rows, width), device=model.device)
+        keep = torch.zeros(rows, width, dtype=torch.bool, device=model.device)
+        keep[:, width - reads :] = True
 
-    def run():
-        with torch.no_grad():
-            for part in ids.split(rows):
+        def run(ids=ids, keep=keep):
+            for part in ids.split(len(keep)):
                 model(part, use_cache=False, logits_to_keep=keep).logits.float().logsumexp(-1)
 
-    took = seconds(run)
-    share = n_rows * width / int(tokens.n_tokens.sum())
-    return took / share, n, {}
+        with torch.no_grad():
+            took = seconds(run) * int(tokens.n_tokens.sum()) / (n_rows * width)
+        if took < best:
+            best, best_rows = took, rows
+    return best, n, {"batch": best_rows}
 
 
 VARIANTS = {
@@ -212,24 +216,56 @@ def peak_gb():
 
 
 def profile(a):
-    """Where our time goes, and what a matrix product of the same kind reaches."""
+    """Where our time goes: from a matrix product alone to the whole run, and by kind of work."""
     import torch
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
     from calibrant.questions import load_questions
-    from calibrant.scoring.local import score
+    from calibrant.scoring.local import automatic_batch_tokens, score
     from calibrant.scoring.models import load_model
 
     model, tokenizer = load_model(a.model, device="cpu", dtype=a.dtype)
-    body = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name)
-    questions = load_questions(a.data / "arc_easy/test.jsonl.gz").sample(
-        60 if a.dtype == "float32" else 8
-    )
+    layers = [m for m in model.model.modules() if isinstance(m, torch.nn.Linear)]
+    each = 2 * sum(layer.weight.numel() for layer in layers)  # operations a token
+    exact = a.dtype == "float32"
+
+    def gflops(run, operations, times):
+        """Of the fastest of several runs."""
+        took = []
+        for _ in range(times):
+            start = time.process_time()
+            run()
+            took.append(time.process_time() - start)
+        return operations / min(took) / 1e9
+
+    def rows_of(n, width):
+        return torch.randn(n, width, dtype=model.dtype)
+
+    def forward(n_tokens):
+        ids = torch.randint(10, 40_000, (n_tokens // 64, 64))
+        return lambda: model(ids, use_cache=False, logits_to_keep=1)
+
+    found = {}
+    batch = automatic_batch_tokens(model)
+    with torch.no_grad():
+        weight = rows_of(1536, 576)
+        inputs = {layer.in_features: rows_of(batch, layer.in_features) for layer in layers}
+        one = inputs[576]
+        found["one product, 576 to 1,536"] = gflops(
+            lambda: torch.nn.functional.linear(one, weight), 2 * weight.numel() * batch, 9
+        )
+        found["all the model's products, in turn"] = gflops(
+            lambda: [layer(inputs[layer.in_features]) for layer in layers], each * batch, 3
+        )
+        found["forward pass, rows of 64"] = gflops(forward(batch), each * batch, 3)
+        sizes = SIZES if exact else ()
+        sweep = {n: gflops(forward(n), each * n, 2) for n in sizes}
+    questions = load_questions(a.data / "arc_easy/test.jsonl.gz").sample(40 if exact else 6)
     score(model, tokenizer, questions[:2], show_progress=False)
     start = time.process_time()
     tokens = score(model, tokenizer, questions, show_progress=False).provenance["tokens"]
-    took = time.process_time() - start
+    found["our whole run"] = each * tokens / (time.process_time() - start) / 1e9
     with profiler(activities=[ProfilerActivity.CPU]) as trace:
         start = time.process_time()
         score(model, tokenizer, questions, show_progress=False)
@@ -242,16 +278,9 @@ def profile(a):
             kind = "element-wise and copies"
         kinds[kind] += event.self_cpu_time_total / 1e6
     kinds["tokenisation, Python"] = max(0.0, traced - sum(kinds.values()))
-    weight = torch.randn(1536, 576, dtype=model.dtype)
-    rows = torch.randn(512, 576, dtype=model.dtype)
-    best = float("inf")
-    for _ in range(7):
-        start = time.process_time()
-        torch.nn.functional.linear(rows, weight)
-        best = min(best, time.process_time() - start)
     return {
-        "matmul_gflops": 2 * weight.numel() * len(rows) / best / 1e9,
-        "ours_gflops": 2 * body * tokens / took / 1e9,
+        "gflops": found,
+        "sweep": sweep,
         "shares": {k: v / sum(kinds.values()) for k, v in kinds.items()},
     }
 
@@ -322,16 +351,21 @@ def agreement(best):
 
 
 def where(a):
-    lines = [
-        "| dtype | matrix product of 512 rows, GFLOP/s | our whole run, GFLOP/s | "
-        "matrix products | attention | element-wise | tokenisation, Python |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for dtype in ("float32", "bfloat16"):
-        p = child(a, profile=True, dtype=dtype)
-        shares = " | ".join(f"{share:.1%}" for share in p["shares"].values())
-        lines.append(f"| {dtype} | {p['matmul_gflops']:.1f} | {p['ours_gflops']:.1f} | {shares} |")
-    return lines
+    found = {dtype: child(a, profile=True, dtype=dtype) for dtype in ("float32", "bfloat16")}
+    single, half = found["float32"], found["bfloat16"]
+    yield from ("| GFLOP/s of one thread | float32 | bfloat16 |", "|---|---:|---:|")
+    for name, rate in single["gflops"].items():
+        yield f"| {name} | {rate:.1f} | {half['gflops'][name]:.1f} |"
+    yield from ("", "| share of our run | float32 | bfloat16 |", "|---|---:|---:|")
+    for name, share in single["shares"].items():
+        yield f"| {name} | {share:.1%} | {half['shares'][name]:.1%} |"
+    yield from (
+        "",
+        "| tokens of a forward pass, rows of 64 | " + " | ".join(single["sweep"]) + " |",
+    )
+    yield "|---|" + "---:|" * len(single["sweep"])
+    rates = " | ".join(f"{rate:.1f}" for rate in single["sweep"].values())
+    yield f"| GFLOP/s, float32 | {rates} |"
 
 
 def report(a):
@@ -353,8 +387,8 @@ def report(a):
     if a.device == "cpu":
         lines += [
             "",
-            "Where the time goes (letter questions; the shares are a profiler's, which costs some "
-            "time of Python itself):",
+            "Where the time goes, letter questions in our batches (the operations counted are the "
+            "linear layers' alone; the shares are a profiler's, which costs some time itself):",
             "",
             *where(a),
         ]

@@ -45,6 +45,7 @@ def make_model(architecture="llama", seed=0, vocab_size=512, **changes):
     from transformers import (
         AutoModelForCausalLM,
         Gemma2Config,
+        Gemma3Config,
         Gemma3TextConfig,
         GPT2Config,
         LlamaConfig,
@@ -90,6 +91,21 @@ def make_model(architecture="llama", seed=0, vocab_size=512, **changes):
                 "final_logit_softcapping": 6.0,
             }
             | changes
+        ),
+        # As the checkpoints that also see images are: the language model's configuration is a part.
+        "gemma3-with-images": lambda: Gemma3Config(
+            text_config=small
+            | {"head_dim": 12, "sliding_window": 16, "final_logit_softcapping": 6.0}
+            | {"layer_types": ["sliding_attention", "full_attention"]}
+            | changes,
+            vision_config={
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
         ),
         "qwen3": lambda: Qwen3Config(**small | {"head_dim": 12} | changes),
         "gpt2": lambda: GPT2Config(

@@ -27,6 +27,7 @@ SETTINGS = {
     "token_ids": True,  # whether logprob_token_ids is known
     "echo": True,  # whether echo is known
     "draw": False,  # the drawn token is the least likely one, added to the likeliest
+    "thinks": None,  # a token that comes before every answer, all but certain
     "as_content": False,  # completions answer in the form of chat completions
     "key": None,  # the key that is asked for
     "retry_after": "0.2",
@@ -117,6 +118,8 @@ def positions(body, chat, ids, logprobs):
     by_id = body.get("return_tokens_as_token_ids")
     names = {t: f"token_id:{t}" if by_id else tokenizer.decode([t]) for t in (*shown, drawn)}
     pairs = [(names[t], last[t].item()) for t in dict.fromkeys((*shown, drawn))]
+    if state["thinks"]:
+        pairs.insert(0, (state["thinks"], -1e-6))
     if chat or state["as_content"]:
         top = [{"token": name, "logprob": value} for name, value in pairs]
         own = {"token": names[drawn], "logprob": last[drawn].item()}

@@ -366,11 +366,15 @@ def test_hardly_a_token_is_computed_in_vain(tokenizer):
 
 def test_encoded_questions_never_exist_as_lists_all_at_once(tokenizer, monkeypatch):
     """Only a chunk of them does, and none while the model runs; flat, they take 4 bytes a token."""
-    from calibrant.prompts import CHUNK, EncodedQuestion
+    from calibrant import prompts
+
+    gc.freeze()  # what is there already need not be looked through
+    chunk = 40
+    monkeypatch.setattr(prompts, "CHUNK", chunk)
 
     def alive():
         gc.collect()
-        return sum(type(o) is EncodedQuestion for o in gc.get_objects())
+        return sum(type(o) is prompts.EncodedQuestion for o in gc.get_objects())
 
     counts = []
     of = Tokens.of.__func__
@@ -379,9 +383,10 @@ def test_encoded_questions_never_exist_as_lists_all_at_once(tokenizer, monkeypat
     )
     model = make_model()
     model.register_forward_pre_hook(lambda *args: counts.append(-alive()))
-    score(model, tokenizer, make_questions(3 * CHUNK), batch_tokens=20_000, show_progress=False)
-    assert max(counts) <= 2 * CHUNK
+    score(model, tokenizer, make_questions(5 * chunk), batch_tokens=4_000, show_progress=False)
+    assert chunk <= max(counts) <= 2 * chunk
     assert min(counts) == 0
+    gc.unfreeze()
     encoded = encode(list(make_questions(200)), tokenizer, "letter")
     tokens = Tokens.of(encoded)
     size = sum(getattr(tokens, f.name).nbytes for f in fields(tokens) if f.name != "ids")

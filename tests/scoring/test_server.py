@@ -175,6 +175,13 @@ def test_options_outside_the_list_are_bounded_and_counted(served, tokenizer, que
         ("chat-letter", False, {"logprobs": False}, "the reply has no log-probabilities"),
         ("letter", True, {"token_ids": False}, "does not have the tokens asked for by id"),
         ("cloze", True, {"echo": False}, "does not echo the prompt it was given"),
+        (
+            "chat-letter",
+            False,
+            {"thinks": "<think>"},
+            r"begins its answer with thoughts \('<think>",
+        ),
+        ("chat-letter", False, {"thinks": "<|channel|>"}, "thinking turned off on the server"),
     ],
 )
 def test_a_server_that_cannot_be_measured_is_refused_at_once(
@@ -318,7 +325,7 @@ def test_the_command_killed_goes_on_where_it_stopped(served, questions, tmp_path
             assert process.poll() is None
         process.kill()
     served.control()
-    subprocess.run(command("killed"), check=True, capture_output=True)
+    assert run(command("killed")[3:]) == 0
     assert 30 - 9 <= len(served.log()["requests"]) <= 30 - 9 + 3  # those on their way are lost
     assert run([*command("whole")[3:]]) == 0
     tables = [AnswerTable.load(tmp_path / x / "answers.parquet") for x in ("killed", "whole")]

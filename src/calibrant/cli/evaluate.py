@@ -130,6 +130,8 @@ def command(
     if show_prompts is not None:
         if not asking:
             raise click.UsageError("--show-prompts goes with MODEL and --questions")
+        if asked["server"] is not None and asked["tokenizer"] is None:
+            raise click.UsageError("--show-prompts with --server needs the model's --tokenizer")
         _show(show_prompts, seed, model=model[0], **asked)
         return
     folder: Path | None = None

@@ -29,9 +29,9 @@ Batch = dict[str, torch.Tensor]
 
 def can_pack(model: Any, encoded: Sequence[EncodedQuestion] | Tokens) -> bool:
     """Whether the model can read all options of a question in one row."""
-    config = unwrapped(model).config
-    window: int | None = getattr(config, "sliding_window", None)
-    if not getattr(config, "use_sliding_window", True):
+    config, text = unwrapped(model).config, text_config(model)
+    window: int | None = getattr(text, "sliding_window", None)
+    if not getattr(text, "use_sliding_window", True):
         window = None
     # A ready-made mask replaces the window's, so no row may be longer than the window.
     if window is not None and Tokens.of(encoded).longest.max() > window:
@@ -46,9 +46,14 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def text_config(model: Any) -> Any:
+    """Return the language model's configuration; one that sees images too keeps it apart."""
+    return unwrapped(model).config.get_text_config()
+
+
 def check_lengths(model: Any, encoded: Sequence[EncodedQuestion] | Tokens) -> None:
     """Raise `InputError` if a question is longer than the model's context: nothing is cut."""
-    limit = getattr(unwrapped(model).config, "max_position_embeddings", None)
+    limit = getattr(text_config(model), "max_position_embeddings", None)
     if limit is None:
         return
     tokens = Tokens.of(encoded)

@@ -26,7 +26,14 @@ from calibrant.prompts import (
     resolved,
 )
 from calibrant.questions import Question, question_key
-from calibrant.scoring.batch import can_pack, check_lengths, collate, option_scores, unwrapped
+from calibrant.scoring.batch import (
+    can_pack,
+    check_lengths,
+    collate,
+    option_scores,
+    text_config,
+    unwrapped,
+)
 from calibrant.scoring.journal import Journal
 from calibrant.scoring.processes import ALONE, Processes
 from calibrant.scoring.tokens import Tokens
@@ -37,8 +44,9 @@ from calibrant.version import __version__
 LOGITS_BUDGET = 2**25
 
 # Tokens of a batch where memory does not matter. On a CPU a matrix product is as fast as it gets
-# from a few hundred rows a thread on, and more would only mean more padding.
-TOKENS_PER_THREAD = 256
+# from a few hundred rows a thread on, weights read from memory included; more would only mean more
+# padding (`docs/results/scoring-speed.md`).
+TOKENS_PER_THREAD = 512
 ACCELERATOR_TOKENS = 16384
 
 
@@ -167,7 +175,7 @@ def score_encoded(
     journal = None if partial is None else Journal(partial)
     started = journal.plan.get("batch_tokens") if journal else None
     budget = processes.of_first(batch_tokens or started or automatic_batch_tokens(model))
-    batches = plan_batches(tokens, budget, unwrapped(model).config.vocab_size, packed)
+    batches = plan_batches(tokens, budget, text_config(model).vocab_size, packed)
     done: dict[int, list[list[float]]] = {}
     if journal is not None:
         plan = _plan(model, tokens, batches, budget, packed, tokenizer.padding_side)
@@ -264,7 +272,7 @@ def automatic_batch_tokens(model: Any) -> int:
         free = psutil.virtual_memory().available
     else:
         return useful
-    config = unwrapped(model).config
+    config = text_config(model)
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     # Alive at once in a layer: residual, normed input, queries, keys, values, their rotated
     # copies, attention output; and the MLP's gate, activation and product. Norms go to float32.

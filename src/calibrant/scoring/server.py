@@ -18,6 +18,7 @@ import asyncio
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +51,8 @@ MOST_TOP_LOGPROBS = 20  # the most that chat servers return
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _FATAL = frozenset({401, 403, 404, 405})
 _LONGEST_WAIT = 120.0  # seconds between two tries
+# First token of an answer that is thought about: <think>, or a channel of gpt-oss's.
+_THOUGHTS = re.compile(r"<\w*:?think\w*>|<\|channel\|>")
 
 
 def score_server(
@@ -228,8 +231,8 @@ class _MalformedError(Exception):
     """A reply that makes no sense; asking again may help."""
 
 
-class _NoLogprobsError(_MalformedError):
-    """A reply without log-probabilities; asking again will not help."""
+class _UselessError(_MalformedError):
+    """A reply without what was asked for; asking again will not help."""
 
 
 def _tasks(
@@ -278,6 +281,12 @@ def _likeliest(q: Question, model: str, prompt: Prompt, top_logprobs: int) -> _T
         top, drawn = _first_position(replies[0])
         # A server may add the token it drew to the likeliest ones.
         top = sorted(top, key=lambda pair: -pair[1])[:top_logprobs]
+        if _THOUGHTS.fullmatch(top[0][0].strip()):
+            raise _UselessError(
+                f"the model begins its answer with thoughts ({top[0][0]!r}), so its first token is "
+                "no option; expected thinking turned off on the server, or the model's tokenizer "
+                "(--tokenizer), with which the prompt is made here without it"
+            )
         low = top[-1][1]
         if len(top) > 1 and top[-1] == drawn:
             low = top[-2][1]
@@ -311,7 +320,7 @@ def _exact_letters(q: EncodedQuestion, model: str) -> _Task:
         returned = dict(_first_position(replies[0])[0])
         names = {token: f"token_id:{token}" for token in wanted}
         if not any(name in returned for name in names.values()):
-            raise _NoLogprobsError(
+            raise _UselessError(
                 "the reply does not have the tokens asked for by id (logprob_token_ids), which "
                 "vLLM returns; without --tokenizer the likeliest tokens are read"
             )
@@ -381,7 +390,7 @@ def _first_position(reply: Reply) -> tuple[list[tuple[str, float]], Any]:
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise _MalformedError(f"the reply's logprobs have no first position ({error!r})") from None
     if not pairs:
-        raise _NoLogprobsError("the reply's list of likeliest tokens is empty")
+        raise _UselessError("the reply's list of likeliest tokens is empty")
     return [(str(token), _number(logprob)) for token, logprob in pairs], drawn
 
 
@@ -390,7 +399,7 @@ def _echo(reply: Reply, n_tokens: int) -> list[Any]:
     values = _logprobs(reply).get("token_logprobs")
     if not isinstance(values, list) or not n_tokens <= len(values) <= n_tokens + 1:
         n = len(values) if isinstance(values, list) else "no"
-        raise _NoLogprobsError(
+        raise _UselessError(
             f"the reply has {n} token log-probabilities for a prompt of {n_tokens} tokens: the "
             "server does not echo the prompt it was given (echo), so cloze cannot be read from it"
         )
@@ -404,7 +413,7 @@ def _logprobs(reply: Reply) -> Mapping[str, Any]:
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise _MalformedError(f"the reply has no choices[0] ({error!r})") from None
     if logprobs is None:
-        raise _NoLogprobsError("the reply has no log-probabilities (choices[0].logprobs)")
+        raise _UselessError("the reply has no log-probabilities (choices[0].logprobs)")
     if not isinstance(logprobs, dict):
         raise _MalformedError("choices[0].logprobs is not an object")
     return logprobs
@@ -503,7 +512,7 @@ class _Client:
             try:
                 replies = [await self._post(task.path, body) for body in task.bodies]
                 return task.read(replies)
-            except _NoLogprobsError as error:
+            except _UselessError as error:
                 if not self.answered:
                     raise self._error(
                         f"{error}; a model is measured by the probabilities of its options, and "
