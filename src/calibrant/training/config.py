@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.integrations import is_tensorboard_available, is_wandb_available
 
 from calibrant.errors import InputError
 from calibrant.prompts import PMI_IS_FOR_SCORING, Prompt
 from calibrant.training import METHODS
+
+# Numbers that `CalibrationTrainer.evaluate` reports -> whether more is better.
+EVALUATED = {"accuracy": True, "conf_ece": False, "nll": False, "brier": False}
 
 # What `strength` is to each method, and its default.
 STRENGTHS = {"label-smoothing": 0.1, "entropy": 0.1, "focal": 2.0, "brier": 1.0, "cogcalib": 1.0}
@@ -53,6 +57,10 @@ class CalibrationConfig(TrainingArguments):
     e_steps_per_epoch : refreshes of the E-step in each epoch (rcft); 0 makes one before training
         and freezes it, as published.
     e_step_bins, e_step_shrinkage, e_step_decay : see `ConfidenceMap`.
+    early_stopping_patience : evaluations without a better one before the run stops; None never
+        stops it. Needs ``load_best_model_at_end``. Which is better ``metric_for_best_model`` says,
+        "eval_nll" by default, "eval_conf_ece", "eval_accuracy" or "eval_brier"; one that the
+        verdict calls harmed or gamed is never the best (`GuardedSelection`).
 
     Raises
     ------
@@ -78,6 +86,7 @@ class CalibrationConfig(TrainingArguments):
     e_step_bins: int = 10
     e_step_shrinkage: float = 10.0
     e_step_decay: float = 0.5
+    early_stopping_patience: int | None = None
 
     learning_rate: float = 3e-4
     num_train_epochs: float = 1.0
@@ -129,9 +138,37 @@ class CalibrationConfig(TrainingArguments):
                 f"label_smoothing_factor {self.label_smoothing_factor}: not a part of these "
                 "methods, expected 0"
             )
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
-            self.metric_for_best_model, self.greater_is_better = "nll", False
+        self._check_selection()
         super().__post_init__()
+        for package, found in (
+            ("wandb", is_wandb_available),
+            ("tensorboard", is_tensorboard_available),
+        ):
+            if package in self.report_to and not found():
+                raise InputError(
+                    f"report_to {package}: is not installed; install it with pip install {package}"
+                )
+
+    def _check_selection(self) -> None:
+        """Check how the best evaluation is chosen, and fill in which way is better."""
+        patience = self.early_stopping_patience
+        if patience is not None and (patience < 1 or not self.load_best_model_at_end):
+            raise InputError(
+                f"early_stopping_patience {patience}, expected 1 or more, with "
+                "load_best_model_at_end and an eval_strategy"
+            )
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "nll"
+        if self.metric_for_best_model is None:
+            return
+        name = next((n for n in EVALUATED if self.metric_for_best_model.endswith(n)), None)
+        if name is None:
+            raise InputError(
+                f"metric_for_best_model {self.metric_for_best_model!r}, expected one of "
+                + ", ".join(f"eval_{n}" for n in EVALUATED)
+            )
+        if self.greater_is_better is None:
+            self.greater_is_better = EVALUATED[name]
 
     @property
     def regularised(self) -> bool:

@@ -88,6 +88,23 @@ class FaultTolerantTrainer(Trainer):
         except NonFiniteLossError as error:
             raise NonFiniteLossError(f"{error} {self._kept()}") from error
 
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Make the repository that ``push_to_hub`` asks for, before anything is trained.
+
+        Raises
+        ------
+        InputError
+            If that fails, for whatever reason.
+        """
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except Exception as error:  # of the hub's client, the network below it, the account
+            raise InputError(
+                f"push_to_hub: {self.args.hub_model_id or self.args.output_dir} cannot be made on "
+                f"the hub: {_reason(error)}; expected a network and a token (hf auth login), or "
+                "no push_to_hub"
+            ) from error
+
     # -- checkpoints --------------------------------------------------------------------------
 
     def _to_resume(self, asked: str | bool | None) -> str | None:

@@ -28,6 +28,8 @@ from calibrant.training.losses import (
     option_cross_entropy,
     squared_distance,
 )
+from calibrant.training.reporting import ReportedTraining
+from calibrant.training.selection import GuardedSelection
 from calibrant.training.targets import ConfidenceMap, tanh_target, tempered_target
 
 _OVER_OPTIONS = {
@@ -56,7 +58,7 @@ class EStepState(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"step": self.step, "statistics": self.statistics}}
 
 
-class CalibrationTrainer(OptionTrainer):
+class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
     """Fine-tune a language model so that its option probabilities mean what they say.
 
     A `transformers.Trainer` whose data are questions: accelerate, callbacks, checkpoints and the
@@ -269,7 +271,7 @@ class CalibrationTrainer(OptionTrainer):
             return result
         if questions is None:
             raise InputError("evaluate: no eval_dataset was given, expected questions")
-        answers = self.score(questions)
+        answers = self._answers[metric_key_prefix] = self.score(questions)
         data = {"probs": answers.probs(), "labels": answers.labels, "n_options": answers.n_options}
         result = {
             f"{metric_key_prefix}_{name}": float(getattr(metrics, name)(**data))
