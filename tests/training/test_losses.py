@@ -9,6 +9,7 @@ from calibrant.training.losses import (
     brier,
     cogcalib,
     confidence_penalty,
+    distillation,
     focal,
     label_smoothing,
     option_cross_entropy,
@@ -105,3 +106,24 @@ def test_label_smoothing_is_least_at_its_target():
 
     optimiser.step(closure)
     assert scores.softmax(1)[0].tolist() == pytest.approx([0.1, 0.1, 0.7, 0.1], abs=1e-5)
+
+
+def test_distillation_is_the_divergence_worked_out_by_hand():
+    teacher = torch.tensor([[0.25, 0.25, 0.5], [0.5, 0.5, 0.0]], dtype=torch.float64)
+    # against (.5, .25, .25): .25 ln(1/2) + 0 + .5 ln 2; against (.8, .2): .5 ln .625 + .5 ln 2.5
+    expected = [0.25 * L2, 0.5 * math.log(0.625) + 0.5 * math.log(2.5)]
+    scores = SCORES.clone()
+    scores[1, 2] = -INF
+    assert distillation(scores, teacher).tolist() == pytest.approx(expected, rel=1e-12)
+    assert distillation(scores, scores.softmax(dim=1)).tolist() == pytest.approx([0, 0], abs=1e-15)
+
+
+def test_distillation_pulls_by_the_difference_of_the_probabilities():
+    torch.manual_seed(0)
+    scores = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(5, 4, dtype=torch.float64).softmax(dim=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: distillation(s, teacher), scores, eps=1e-6)
+    wide = torch.cat((scores, torch.full((5, 1), -INF, dtype=torch.float64)), dim=1)
+    distillation(wide, torch.cat((teacher, torch.zeros(5, 1)), dim=1)).sum().backward()
+    torch.testing.assert_close(scores.grad, scores.softmax(dim=1) - teacher, rtol=0, atol=1e-12)
+    assert teacher.grad is None

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from peft import LoraConfig
 
 from calibrant.errors import InputError
+from calibrant.posthoc import TemperatureScaling
+from calibrant.questions import Questions
 from calibrant.scoring.batch import option_scores
 from calibrant.scoring.local import score
 from calibrant.training import (
@@ -22,7 +25,16 @@ from helpers import make_model, make_questions
 
 @pytest.fixture
 def make_trainer(tmp_path, tokenizer):
-    def make(model=None, train=None, *, lora=False, calibration=None, evaluation=None, **settings):
+    def make(
+        model=None,
+        train=None,
+        *,
+        lora=False,
+        calibration=None,
+        unlabelled=None,
+        evaluation=None,
+        **settings,
+    ):
         settings = {
             "per_device_train_batch_size": 4,
             "max_steps": 4,
@@ -38,6 +50,7 @@ def make_trainer(tmp_path, tokenizer):
             args=CalibrationConfig(output_dir=str(tmp_path / "out"), **settings),
             train_dataset=make_questions(24) if train is None else train,
             calibration_dataset=calibration,
+            unlabelled_dataset=unlabelled,
             eval_dataset=evaluation,
             processing_class=tokenizer,
             peft_config=LoraConfig(r=4, target_modules="all-linear") if lora else None,
@@ -65,8 +78,9 @@ def losses(trainer):
 def test_training_lowers_the_training_nll(make_trainer, method, prompt, lora):
     questions = make_questions(32)
     trainer = make_trainer(
-        train=questions, lora=lora, method=method, prompt=prompt, max_steps=25, ece_weight=0.1
-    )
+        train=questions, lora=lora, method=method, prompt=prompt, max_steps=25, ece_weight=0.1,
+        anchor_weight=0.1, temperature=1.5 if method == "tempered-cft" else None,
+    )  # fmt: skip
     before = trainer.evaluate(questions)["eval_nll"]
     untouched = {
         n: p.detach().clone() for n, p in trainer.model.named_parameters() if not p.requires_grad
@@ -151,6 +165,86 @@ def test_losses_over_the_options(make_trainer, method, strength, by_hand, prompt
         expected.append(by_hand(p, int(y)) + format_loss)
     assert loss == pytest.approx(np.mean(expected), rel=1e-5)
     assert 0 < known < len(expected)
+
+
+@pytest.mark.parametrize("prompt", ["cloze", "letter"])
+def test_a_temperature_softens_the_options_and_leaves_the_format_loss(make_trainer, prompt):
+    trainer = make_trainer(method="cft", prompt=prompt, temperature=2.0)
+    loss, scores, _, batch = first_batch_loss(trainer)
+    of_options = torch.nn.functional.cross_entropy(scores / 2, batch["answer"])
+    of_format = -scores.logsumexp(dim=1).mean() if prompt == "letter" else 0.0
+    assert loss == pytest.approx((of_options + of_format).item(), rel=1e-6)
+
+
+def mostly_answered(model, tokenizer, questions, prompt):
+    """The questions with the model's own answers as right ones, but for every fourth."""
+    said = score(model, tokenizer, questions, prompt=prompt, show_progress=False).predictions
+    return Questions(
+        replace(q, answer=(int(y) + (i % 4 == 0)) % len(q.choices))
+        for i, (q, y) in enumerate(zip(questions, said, strict=True))
+    )
+
+
+@pytest.mark.parametrize("prompt", ["cloze", "letter"])
+def test_tempered_cft_trains_at_the_temperature_fitted_before(make_trainer, tokenizer, prompt):
+    """Temperature and teacher are those of the model as it came, however far it is trained."""
+    others = make_questions(20, seed=4, prefix="u")
+    labelled = mostly_answered(make_model(), tokenizer, make_questions(40), prompt)
+    trainer = make_trainer(
+        train=labelled, unlabelled=others, method="tempered-cft", prompt=prompt, anchor_weight=3.0
+    )
+    before = score(trainer.model, tokenizer, labelled, prompt=prompt, show_progress=False)
+    scaling = TemperatureScaling().fit(before)
+    start = make_model()
+    trainer.train()
+    assert trainer.temperature == pytest.approx(scaling.temperature, rel=1e-6)
+    assert trainer.calibrator.n_questions == 40
+    evaluated = trainer.score(others)
+    answers = score(trainer.model, tokenizer, others, prompt=prompt, show_progress=False)
+    np.testing.assert_allclose(evaluated.probs(), scaling.transform(answers).probs(), atol=1e-6)
+
+    loss, scores, _, batch = first_batch_loss(trainer)
+    with torch.no_grad():
+        old, _ = option_scores(start, batch)
+    new, old = (z.double().numpy() / trainer.temperature for z in (scores, old))
+    expected = []
+    for i, (z, t, y) in enumerate(zip(new, old, batch["answer"], strict=True)):
+        real = np.isfinite(z)
+        log_p = z[real] - np.logaddexp.reduce(z[real])
+        log_t = t[real] - np.logaddexp.reduce(t[real])
+        divergence = (np.exp(log_t) * (log_t - log_p)).sum()
+        of_format = -scores[i].logsumexp(dim=0).item() if prompt == "letter" else 0.0
+        expected.append(of_format - log_p[y] + 3 * divergence if i < 40 else divergence)
+    assert loss == pytest.approx(np.mean(expected), rel=1e-4)
+    assert np.abs(new - old)[np.isfinite(new)].max() > 0.01  # it has moved
+
+
+def test_answers_of_unlabelled_questions_are_not_used(make_trainer, tokenizer):
+    labelled = mostly_answered(make_model(), tokenizer, make_questions(24), "letter")
+    others = make_questions(20, seed=4, prefix="u")
+    changed = [replace(q, answer=(q.answer + 1) % len(q.choices)) for q in others]
+    found = []
+    for unlabelled in (others, changed):
+        trainer = make_trainer(
+            train=labelled, unlabelled=unlabelled, method="tempered-cft", prompt="letter"
+        )
+        trainer.train()
+        found.append(weights(trainer))
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+
+
+def test_a_resumed_tempered_training_has_the_same_teacher(make_trainer, tokenizer, tmp_path):
+    labelled = mostly_answered(make_model(), tokenizer, make_questions(24), "cloze")
+    settings = {"train": labelled, "method": "tempered-cft", "prompt": "cloze"}
+    settings["save_strategy"] = "steps"
+    whole = make_trainer(save_steps=2, **settings)
+    whole.train()
+    resumed = make_trainer(save_steps=2, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-2"))
+    assert resumed.temperature == whole.temperature
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(resumed)[name], value, rtol=0, atol=1e-7)
 
 
 def test_cft_cloze_loss_is_cross_entropy_over_the_options(make_trainer):
@@ -324,7 +418,9 @@ def test_same_seed_same_weights(make_trainer):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "sgd"}, "method 'sgd', expected one of sft, cft, rcft, rcft-released"),
+        ({"method": "sgd"}, "method 'sgd', expected one of sft, cft, tempered-cft, rcft"),
+        ({"temperature": 0.0}, "temperature 0.0, expected more than 0, or None"),
+        ({"anchor_weight": -1.0}, "anchor_weight -1.0, expected 0 to inf"),
         ({"target": "linear"}, "expected one of tempered, tanh"),
         ({"ece_weight": -1}, "ece_weight -1, expected 0 to inf"),
         ({"calibration_fraction": 1.0}, "calibration_fraction 1.0"),

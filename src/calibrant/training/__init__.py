@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 METHODS = (
     "sft",
     "cft",
+    "tempered-cft",
     "rcft",
     "rcft-released",
     "label-smoothing",

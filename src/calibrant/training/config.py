@@ -26,6 +26,10 @@ class CalibrationConfig(TrainingArguments):
     The loss, per question i and averaged over the global batch:
 
     * ``cft``: ``L_SFT1``, the answer's loss;
+    * ``tempered-cft``: L_SFT1 of the scores divided by a temperature that was fitted before the
+      training, and belongs to the trained model; plus ``anchor_weight · KL(t ‖ p̂)``, t the
+      tempered probabilities of the model as it came. The loss of an unlabelled question is
+      ``KL(t ‖ p̂)``;
     * ``sft``: ``L_SFT2``, the answer's full-vocabulary loss plus ``question_weight`` times the mean
       negative log-likelihood of the question's own tokens;
     * ``rcft``: ``L_SFT2 + ece_weight · ‖p̂_i − q_i‖²``, q_i the E-step's target;
@@ -36,13 +40,18 @@ class CalibrationConfig(TrainingArguments):
     * ``cogcalib``: ``L_SFT1 + strength · L_LS`` on questions whose answer has probability 1/2 or
       more, L_LS label smoothing's cross-entropy with the uniform distribution.
 
-    For letters and labels the first four are losses over the vocabulary; the other five add to
+    For letters and labels cft, sft and rcft are losses over the vocabulary; the others add to
     theirs ``−log(option mass)``, so that the model goes on to answer with an option.
 
     Parameters
     ----------
     method : of `calibrant.training.METHODS`.
     strength : see above; None is .1 for label-smoothing and entropy, 2 for focal, 1 for the others.
+    temperature : T > 0 that every option score is divided by, in the loss and in `evaluate`; None
+        is 1, but for tempered-cft the temperature of maximum likelihood on the labelled training
+        questions, fitted to the model as it came (`CalibrationTrainer.calibrator`).
+    anchor_weight : λ of the labelled questions' divergence from the model as it came
+        (tempered-cft).
     prompt : a prompt format, a `calibrant.prompts.Prompt` or its JSON form, which is what is kept.
     answer_loss : "options", cross-entropy over the question's options; "vocabulary", the answer's
         full-vocabulary negative log-likelihood; "auto", vocabulary for letters, labels and for
@@ -76,6 +85,8 @@ class CalibrationConfig(TrainingArguments):
     method: str = "cft"
     prompt: str | dict[str, Any] = "letter"
     strength: float | None = None
+    temperature: float | None = None
+    anchor_weight: float = 0.3
     answer_loss: str = "auto"
     question_weight: float = 1.0
     ece_weight: float = 1.0
@@ -125,6 +136,7 @@ class CalibrationConfig(TrainingArguments):
             ("strength", 0, 1 if self.method == "label-smoothing" else float("inf")),
             ("question_weight", 0, float("inf")),
             ("ece_weight", 0, float("inf")),
+            ("anchor_weight", 0, float("inf")),
             ("e_steps_per_epoch", 0, float("inf")),
             ("e_step_bins", 1, float("inf")),
             ("e_step_shrinkage", 0, float("inf")),
@@ -133,6 +145,8 @@ class CalibrationConfig(TrainingArguments):
         ):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} {getattr(self, name)!r}, expected {low:g} to {high:g}")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise InputError(f"temperature {self.temperature!r}, expected more than 0, or None")
         if self.label_smoothing_factor:
             raise InputError(
                 f"label_smoothing_factor {self.label_smoothing_factor}: not a part of these "

@@ -166,6 +166,31 @@ def cogcalib(
     return nll + weight * calibration.masked_fill(nll.detach() > threshold, 0.0)
 
 
+def distillation(scores: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    r"""Divergence from another model's option probabilities, ``KL(t ‖ p) = Σ_k t_k log t_k / p_k``.
+
+    In nats, 0 where the two agree; its gradient in the scores is ``p − t``.
+
+    Parameters
+    ----------
+    teacher : (Q, K) float32, t, rows sum to 1, 0 for padding options; carries no gradient.
+
+    References
+    ----------
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531; with the
+    model itself as it was before training: Li and Hoiem, "Learning without Forgetting", ECCV 2016.
+
+    Examples
+    --------
+    >>> scores, teacher = torch.tensor([[0.6, 0.4]]).log(), torch.tensor([[0.9, 0.1]])
+    >>> round(distillation(scores, teacher).item(), 4)  # .9 ln 1.5 − .1 ln 4
+    0.2263
+    """
+    log_p, _ = _option_log_probs(scores)
+    teacher = teacher.detach()
+    return (torch.xlogy(teacher, teacher) - teacher * log_p).sum(dim=1)
+
+
 def _option_log_probs(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities with 0 in place of padding options, and which options are real."""
     option = scores > -torch.inf

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -13,6 +14,7 @@ from transformers.trainer_callback import ExportableState
 from calibrant import metrics
 from calibrant.answers import AnswerTable
 from calibrant.errors import InputError
+from calibrant.posthoc import TemperatureScaling
 from calibrant.prompts import EncodedQuestion, Prompt, encode
 from calibrant.questions import Question, Questions, split_questions
 from calibrant.scoring.local import score, score_encoded
@@ -23,6 +25,7 @@ from calibrant.training.losses import (
     brier,
     cogcalib,
     confidence_penalty,
+    distillation,
     focal,
     label_smoothing,
     option_cross_entropy,
@@ -74,9 +77,17 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         conf-ECE, NLL and Brier score.
     calibration_dataset : questions of the E-step, held out of the SFT loss (rcft). By default
         ``args.calibration_fraction`` of the training questions are set aside.
+    unlabelled_dataset : more questions to train on, of any domain, their answers ignored
+        (tempered-cft).
     processing_class : the tokenizer.
     peft_config : a PEFT configuration; without it every weight is trained.
     **kwargs : passed to `transformers.Trainer`.
+
+    Attributes
+    ----------
+    calibrator : `TemperatureScaling`, which belongs to the trained weights: apply it to what they
+        answer, as `score` and `evaluate` do. T = 1 but for tempered-cft or where
+        ``args.temperature`` says so.
 
     Raises
     ------
@@ -95,19 +106,32 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         train_dataset: Sequence[Question] | None = None,
         eval_dataset: Sequence[Question] | dict[str, Sequence[Question]] | None = None,
         calibration_dataset: Sequence[Question] | None = None,
+        unlabelled_dataset: Sequence[Question] | None = None,
         processing_class: Any = None,
         peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
         encoded: list[EncodedQuestion] | None = None
         self._calibration: list[EncodedQuestion] = []
+        self._labelled: set[str] = set()
+        self._teacher: dict[str, np.ndarray] = {}  # question -> tempered probabilities, (K,)
+        self.temperature = args.temperature or 1.0
+        self.calibrator: TemperatureScaling | None = None
         if train_dataset is not None and processing_class is not None:
             train_dataset = Questions(train_dataset)
             if args.regularised and args.e_step_data == "held-out" and calibration_dataset is None:
                 train_dataset, calibration_dataset = split_questions(
                     train_dataset, args.calibration_fraction, args.seed
                 )
-            encoded = encode(list(train_dataset), processing_class, args.prompt)
+            unlabelled_dataset = unlabelled_dataset or ()
+            if unlabelled_dataset and args.method != "tempered-cft":
+                raise InputError(
+                    f"unlabelled_dataset: method {args.method} learns from labels alone, expected "
+                    "tempered-cft"
+                )
+            everything = Questions([*train_dataset, *unlabelled_dataset])  # unique ids
+            encoded = encode(list(everything), processing_class, args.prompt)
+            self._labelled = {q.id for q in train_dataset}
             if args.regularised:
                 self._calibration = (
                     encoded
@@ -128,6 +152,23 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
             self.add_callback(EStepState())
 
     # -- the loss -----------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Temper the model as it came (tempered-cft), then train; a resumed training as well."""
+        if self.args.method == "tempered-cft":
+            self._temper()
+        return super().train(*args, **kwargs)
+
+    def _temper(self) -> None:
+        """Fit the temperature on the labelled questions; note every question's probabilities."""
+        answers = self._answers(self.train_dataset)
+        if self.args.temperature is None:
+            labelled = [i for i, name in enumerate(answers.ids) if name in self._labelled]
+            self.calibrator = TemperatureScaling().fit(answers.select(labelled))
+            self.temperature = self.calibrator.temperature
+        if self.args.anchor_weight or len(self._labelled) < len(answers):
+            probs = answers.with_logprobs(answers.logprobs / self.temperature).probs()
+            self._teacher = dict(zip(answers.ids, probs, strict=True))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """Refresh the E-step when it is due, then train on a micro-batch."""
@@ -155,10 +196,16 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
             loss = over_options
         else:
             loss = answer_nll(scores, inputs["answer"], inputs["divisor"])
+        if self.temperature != 1:
+            scores = scores / self.temperature
+            tempered = option_cross_entropy(scores, inputs["answer"])
+            loss, over_options = loss - over_options + tempered, tempered
         if args.method in _OVER_OPTIONS:
             # What is left of the vocabulary's loss is that of not answering with an option.
             of_options = _OVER_OPTIONS[args.method](scores, inputs["answer"], args.strength)
             loss = loss - over_options + of_options
+        elif args.method == "tempered-cft":
+            loss = self._anchored(loss, scores, inputs["ids"])
         elif args.method == "cogcalib":
             even = label_smoothing(scores, inputs["answer"], 1.0)
             gated = cogcalib(over_options, even, KNOWN, args.strength)
@@ -168,6 +215,18 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         elif args.method == "rcft-released":
             loss = loss + self._released_loss(scores, inputs["option"])
         return loss
+
+    def _anchored(
+        self, loss: torch.Tensor, scores: torch.Tensor, ids: Sequence[str]
+    ) -> torch.Tensor:
+        """Hold questions to the model as it came: it is all that those without labels teach."""
+        if not self._teacher:
+            return loss
+        width = scores.shape[1]  # of this batch; the teacher's rows are as wide as any question
+        teacher = np.stack([self._teacher[name][:width] for name in ids])
+        divergence = distillation(scores, torch.as_tensor(teacher).to(scores))
+        labelled = torch.tensor([name in self._labelled for name in ids], device=loss.device)
+        return torch.where(labelled, loss + self.args.anchor_weight * divergence, divergence)
 
     def _ece_loss(self, scores: torch.Tensor, option: torch.Tensor) -> torch.Tensor:
         """Squared distance to the E-step's target, (Q,) float32."""
@@ -200,20 +259,25 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
 
     def e_step(self) -> None:
         """Score the calibration questions and refresh P(correct | confidence)."""
-        logprobs = score_encoded(self.model, self.tokenizer, self._calibration, show_progress=False)
-        answers = AnswerTable(
-            ids=tuple(str(i) for i in range(len(logprobs))),
-            logprobs=logprobs,
-            labels=[q.answer for q in self._calibration],
-            n_options=[len(q.reads) for q in self._calibration],
-            option_mass=[math.nan] * len(logprobs),
-            tasks=("",) * len(logprobs),
-            groups=("",) * len(logprobs),
-        )
+        answers = self._answers(self._calibration)
+        answers = answers.with_logprobs(answers.logprobs / self.temperature)
         g = self._confidence_map()
         g.update(answers.confidence, answers.correct)
         state = self._e_state()
         state.statistics, state.step = g.state(), self.state.global_step
+
+    def _answers(self, encoded: Sequence[EncodedQuestion]) -> AnswerTable:
+        """Answers to encoded questions under the current weights, not tempered."""
+        n, quiet = len(encoded), self.args.disable_tqdm
+        return AnswerTable(
+            ids=tuple(q.id for q in encoded),
+            logprobs=score_encoded(self.model, self.tokenizer, encoded, show_progress=not quiet),
+            labels=[q.answer for q in encoded],
+            n_options=[len(q.reads) for q in encoded],
+            option_mass=[math.nan] * n,
+            tasks=("",) * n,
+            groups=("",) * n,
+        )
 
     def _e_state(self) -> EStepState:
         # Looked up each time: resuming from a checkpoint replaces the callback.
@@ -237,14 +301,15 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
     # -- evaluation ---------------------------------------------------------------------------
 
     def score(self, questions: Sequence[Question]) -> AnswerTable:
-        """Answer table of questions under the current weights."""
-        return score(
+        """Answer table of questions under the current weights and temperature."""
+        answers = score(
             self.model,
             self.tokenizer,
             questions,
             prompt=self.args.prompt,
             show_progress=not self.args.disable_tqdm,
         )
+        return answers.with_logprobs(answers.logprobs / self.temperature)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Not for questions: `score` gives their answer table.
