@@ -161,7 +161,7 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
 
     def _temper(self) -> None:
         """Fit the temperature on the labelled questions; note every question's probabilities."""
-        answers = self._answers(self.train_dataset)
+        answers = self._answers_to(self.train_dataset)
         if self.args.temperature is None:
             labelled = [i for i, name in enumerate(answers.ids) if name in self._labelled]
             self.calibrator = TemperatureScaling().fit(answers.select(labelled))
@@ -259,14 +259,14 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
 
     def e_step(self) -> None:
         """Score the calibration questions and refresh P(correct | confidence)."""
-        answers = self._answers(self._calibration)
+        answers = self._answers_to(self._calibration)
         answers = answers.with_logprobs(answers.logprobs / self.temperature)
         g = self._confidence_map()
         g.update(answers.confidence, answers.correct)
         state = self._e_state()
         state.statistics, state.step = g.state(), self.state.global_step
 
-    def _answers(self, encoded: Sequence[EncodedQuestion]) -> AnswerTable:
+    def _answers_to(self, encoded: Sequence[EncodedQuestion]) -> AnswerTable:
         """Answers to encoded questions under the current weights, not tempered."""
         n, quiet = len(encoded), self.args.disable_tqdm
         return AnswerTable(
