@@ -247,7 +247,7 @@ def profile(a):
         return lambda: model(ids, use_cache=False, logits_to_keep=1)
 
     found = {}
-    batch = automatic_batch_tokens(model)
+    batch, times = (automatic_batch_tokens(model), 3) if exact else (64, 1)
     with torch.no_grad():
         weight = rows_of(1536, 576)
         inputs = {layer.in_features: rows_of(batch, layer.in_features) for layer in layers}
@@ -256,12 +256,12 @@ def profile(a):
             lambda: torch.nn.functional.linear(one, weight), 2 * weight.numel() * batch, 9
         )
         found["all the model's products, in turn"] = gflops(
-            lambda: [layer(inputs[layer.in_features]) for layer in layers], each * batch, 3
+            lambda: [layer(inputs[layer.in_features]) for layer in layers], each * batch, times
         )
-        found["forward pass, rows of 64"] = gflops(forward(batch), each * batch, 3)
+        found["forward pass, rows of 64"] = gflops(forward(batch), each * batch, times)
         sizes = SIZES if exact else ()
         sweep = {n: gflops(forward(n), each * n, 2) for n in sizes}
-    questions = load_questions(a.data / "arc_easy/test.jsonl.gz").sample(40 if exact else 6)
+    questions = load_questions(a.data / "arc_easy/test.jsonl.gz").sample(30 if exact else 4)
     score(model, tokenizer, questions[:2], show_progress=False)
     start = time.process_time()
     tokens = score(model, tokenizer, questions, show_progress=False).provenance["tokens"]

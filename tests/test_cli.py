@@ -249,6 +249,27 @@ def test_show_prompts_needs_no_weights_and_leaves_nothing(world, tmp_path, capsy
     assert [p.name for p in Path().iterdir()] == ["weightless"]
 
 
+def test_a_run_that_fails_before_anything_is_finished_leaves_nothing(world, tmp_path, capsys):
+    asked = ["--questions", world["test"], "--device", "cpu", "--output-dir", str(tmp_path / "a")]
+    assert run(["evaluate", str(tmp_path / "mistyped"), *asked]) == 1
+    assert "mistyped': there is no such file or folder; expected" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_run_that_has_something_to_go_on_with_keeps_it(world, tmp_path):
+    from calibrant.runs import nothing_left_of_a_failure, open_run
+    from calibrant.scoring.journal import Journal
+
+    folder = open_run(tmp_path / "a", {"n": 1})
+    journal = Journal(folder / "answers.partial")
+    journal.begin({})
+    with journal.writing() as write:
+        write(0, [0.5])
+    with pytest.raises(InputError), nothing_left_of_a_failure(folder):
+        raise InputError("the rest failed")
+    assert Journal(folder / "answers.partial").begin({}) == {0: [0.5]}
+
+
 def test_a_prompt_of_many_settings_is_kept_and_repeated(world, tmp_path, capsys):
     output = tmp_path / "a"
     base = ["evaluate", world["model"], "--questions", world["test"], "--device", "cpu"]

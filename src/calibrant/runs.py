@@ -11,7 +11,9 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -86,6 +88,22 @@ def open_run(folder: str | os.PathLike[str], config: dict[str, Any]) -> Path:
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error}") from error
     return path
+
+
+@contextmanager
+def nothing_left_of_a_failure(folder: Path) -> Iterator[None]:
+    """Take a run folder away again where the run fails before anything of it is finished.
+
+    A mistyped model then does not stand in the way of the right one.
+    """
+    try:
+        yield
+    except InputError:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        # The plan of partial results comes before the first of them.
+        if all(p.name in ("config.yaml", "plan.json") or not p.stat().st_size for p in files):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _first_difference(found: Any, wanted: dict[str, Any]) -> str:

@@ -291,6 +291,9 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
     error = capsys.readouterr().err
     assert "status 401" in error
     assert "sk-wrong" not in error
+    assert not (tmp_path / "run").exists(), (
+        "nothing was answered, so there is nothing to go on with"
+    )
     monkeypatch.setenv("SERVER_KEY", "sk-right")
     assert run([*arguments, "--api-key-env", "SERVER_KEY"]) == 0
     printed = capsys.readouterr()

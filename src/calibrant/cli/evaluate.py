@@ -183,7 +183,7 @@ def _ask(
     **how: Any,
 ) -> tuple[Any, str, Path]:
     """Answer table of the run folder, made now unless it is there already."""
-    from calibrant.runs import open_run, set_name, versions
+    from calibrant.runs import nothing_left_of_a_failure, open_run, set_name, versions
 
     loaded = _load(questions, limit, skip_invalid, choices, seed, quiet=processes.rank > 0)
     of_result = SERVER_RESULT if server else LOCAL_RESULT
@@ -215,9 +215,10 @@ def _ask(
             ask = _loaded(network, prompt, processes, base=base)
         return _answers(ask, loaded, prompt, at, processes, permutations, debias, seed)
 
-    if compare_base:
-        answers(folder / BASE, base=True)
-    return answers(folder), f"{model}, {prompt}, {set_name(questions)}", folder
+    with nothing_left_of_a_failure(folder):
+        if compare_base:
+            answers(folder / BASE, base=True)
+        return answers(folder), f"{model}, {prompt}, {set_name(questions)}", folder
 
 
 class _Network:

@@ -50,6 +50,7 @@ def load_model(
     InputError
         If it cannot be loaded; the message names the model and the reason.
     """
+    _check_there(model)
     for name, value, allowed in (
         ("dtype", dtype, DTYPES),
         ("device_map", device_map, (None, "auto")),
@@ -88,6 +89,16 @@ def load_model(
         if config.is_file() and adapter:
             loaded = with_adapter(loaded, model)
     return loaded.eval(), tokenizer
+
+
+def _check_there(model: str) -> None:
+    """Raise `InputError` for a path to nothing; a Hub id is of the form OWNER/NAME."""
+    named = Path(model).is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
+    if named and not Path(model).exists():
+        raise InputError(
+            f"model {model!r}: there is no such file or folder; expected a Hub id, a folder that "
+            "transformers loads, a GGUF file, or a PEFT adapter folder"
+        )
 
 
 def _of_gguf(gguf_file: str | None) -> dict[str, str]:
@@ -166,6 +177,7 @@ def load_tokenizer(
     InputError
         If it cannot be loaded; the message names it and the reason.
     """
+    _check_there(model)
     config = Path(model) / "adapter_config.json"
     own = (Path(model) / "tokenizer_config.json").is_file() or not config.is_file()
     source, gguf_file = _gguf(model if own else _base_of(config), gguf_file)
