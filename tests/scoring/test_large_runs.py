@@ -133,12 +133,17 @@ def test_a_run_killed_ten_times_ends_with_the_same_table(tokenizer, tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "answers.parquet"
     for _ in range(10):
+        passes = forwards.value + rng.integers(1, 5)
         process = start(path)
-        time.sleep(rng.uniform(0, 0.02))
+        while forwards.value < passes:  # so that every kill comes after a little more work
+            time.sleep(0.0005)
+        time.sleep(rng.uniform(0, 0.008))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert process.exitcode == -signal.SIGKILL
         assert not path.exists(), "killed too late to show anything"
+    partial = Journal(path.with_suffix(".partial"))
+    assert 10 <= len(partial.begin(partial.plan)) < n_batches
     start(path).join()
     assert path.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert n_batches <= forwards.value <= n_batches + 10, "finished batches were done again"
