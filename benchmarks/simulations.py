@@ -12,7 +12,6 @@ a million questions.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -25,6 +24,7 @@ import numpy as np
 import calibrant as cal
 from calibrant.diagnosis import regime as regimes
 from calibrant.diagnosis.verdict import LABELS
+from calibrant.files import replace_block, write_text
 from calibrant.metrics import inference as inf
 from calibrant.metrics._intervals import MEANS, ORDERED, PARTS
 from calibrant.metrics.binned import bin_index, debiased_ece_from_confidence
@@ -639,10 +639,7 @@ def main():
         print(text, flush=True)
         if args.write:
             path = Path(args.write)
-            begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-            pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-            block = f"{begin}\n{text}\n{end}"
-            path.write_text(pattern.sub(lambda _, b=block: b, path.read_text()))
+            write_text(path, replace_block(path.read_text(encoding="utf-8"), name, text))
 
 
 if __name__ == "__main__":

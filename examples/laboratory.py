@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from calibrant.diagnosis.regime import regime
-from calibrant.files import write_text
+from calibrant.files import replace_block, write_text
 from calibrant.lab.findings import pictures
 from calibrant.lab.story import IN, OUT, LabSettings, Story, dpo_name, tell
 from calibrant.metrics import nll
@@ -119,12 +119,6 @@ def bounds_kept(stories: list[Story]) -> str:
         f"Over {len(stories)} worlds, {checked} answer tables of checkpoints were held to T1–T3: "
         f"{broken} violated one. T4: on test questions |Z| was at most {largest:.1f}."
     )
-
-
-def replace_block(text: str, name: str, content: str) -> str:
-    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-    head, rest = text.split(begin)
-    return f"{head}{begin}\n{content.strip()}\n{end}{rest.split(end)[1]}"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and pages of which a block is replaced."""
 
 from __future__ import annotations
 
@@ -61,3 +61,22 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def replace_block(text: str, name: str, content: str) -> str:
+    r"""Put content between the markers ``<!-- name -->`` and ``<!-- end name -->`` of a page.
+
+    Raises
+    ------
+    ValueError
+        If the page does not have both markers once.
+
+    Examples
+    --------
+    >>> replace_block("<!-- a -->\nold\n<!-- end a -->\n", "a", "new")
+    '<!-- a -->\nnew\n<!-- end a -->\n'
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    head, rest = text.split(begin)
+    _, tail = rest.split(end)
+    return f"{head}{begin}\n{content.strip()}\n{end}{tail}"

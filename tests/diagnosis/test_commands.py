@@ -82,6 +82,40 @@ def test_collapse_asks_models_and_goes_on_where_it_was(tmp_path, tokenizer, stag
     assert run([*arguments, "--seed", "1"]) == 1
 
 
+def test_collapse_tells_letters_from_options_by_cyclic_orders(tmp_path, tokenizer):
+    """Asked so, and from runs that were asked so: the letter prior is that of the permutations."""
+    from calibrant.permutations import flip_rate, letter_prior
+
+    for seed in (0, 1):
+        make_model(seed=seed).save_pretrained(tmp_path / f"model{seed}")
+        tokenizer.save_pretrained(tmp_path / f"model{seed}")
+    lines = [
+        json.dumps({"id": q.id, "question": q.question, "choices": q.choices, "answer": q.answer})
+        for q in make_questions(12, seed=3, k_min=3, k_max=3)
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    models = ["--base", str(tmp_path / "model0"), "--aligned", str(tmp_path / "model1")]
+    asking = [
+        "--questions", str(tmp_path / "q.jsonl"), "--device", "cpu", "--permutations", "cyclic",
+    ]  # fmt: skip
+    assert run(["collapse", *models, *asking, "--output-dir", str(tmp_path / "run")]) == 0
+    found = json.loads((tmp_path / "run" / "collapse.json").read_text())["stages"]
+    stages = tmp_path / "run" / "stages"
+    for name in ("model0", "model1"):
+        rows = AnswerTable.load(stages / name / "permutations.parquet")
+        assert len(rows) == 36
+        report = CollapseReport.from_dict(found[name])
+        assert report["flip_rate"].value == pytest.approx(flip_rate(rows))
+        prior = [e.value for e in report.letter_prior[3]]
+        assert prior == pytest.approx(letter_prior(rows)[3])
+    runs = ["--base", str(stages / "model0"), "--aligned", str(stages / "model1")]
+    assert run(["collapse", *runs, "--output-dir", str(tmp_path / "again")]) == 0
+    assert json.loads((tmp_path / "again" / "collapse.json").read_text())["stages"] == found
+    # Cloze formats list no options, so there are no letters to permute.
+    assert run(["collapse", *models, *asking, "--prompt", "cloze",
+                "--output-dir", str(tmp_path / "cloze")]) == 1  # fmt: skip
+
+
 def test_collapse_says_what_it_needs(stages, capsys):
     base = str(stages / "base")
     assert run(["collapse", "--base", base, "--aligned", "some/model"]) == 2

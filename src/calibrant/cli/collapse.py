@@ -9,7 +9,13 @@ from typing import Any
 
 import click
 
-from calibrant.cli.options import config_option, model_options, output_option, seed_option
+from calibrant.cli.options import (
+    config_option,
+    model_options,
+    output_option,
+    permutations_option,
+    seed_option,
+)
 
 STAGES = "stages"  # folder inside the run folder: one run folder per model asked
 
@@ -21,6 +27,7 @@ STAGES = "stages"  # folder inside the run folder: one run folder per model aske
 @click.option("--limit", type=click.IntRange(1), help="Ask only a random sample of this size.")
 @click.option("--skip-invalid", is_flag=True, help="Leave out bad rows, and say which.")
 @model_options
+@permutations_option
 @output_option("runs/collapse")
 @seed_option
 @config_option
@@ -28,11 +35,13 @@ def command(base: str, aligned: tuple[str, ...], output_dir: str, seed: int, **a
     """Show what alignment did: over-confidence, sharpening, drift and letter bias.
 
     Each stage is a run folder, a file of answers (Parquet, CSV, lm-eval samples), or a MODEL, which
-    needs --questions. Stages are compared on the questions they share with the base.
+    needs --questions. Stages are compared on the questions they share with the base. Asked with
+    --permutations cyclic, letters are told from options: letter prior, flip rate.
 
     \b
     calibrant collapse --base runs/base --aligned runs/sft --aligned runs/dpo
     calibrant collapse --base BASE_MODEL --aligned DPO_MODEL --questions test.jsonl
+    calibrant collapse --base A --aligned B --questions test.jsonl --permutations cyclic
     """
     from rich.console import Console
 
@@ -114,7 +123,20 @@ def _answers(source: str, folder: Path, seed: int, processes: Any, asked: dict[s
     from calibrant.cli.evaluate import _ask, _read
 
     if _has_answers(source):
-        return _read((source,), "acc")[0]
+        return _in_every_order(Path(source), _read((source,), "acc")[0])
     if processes.rank == 0:
         click.echo(f"scoring {source}", err=True)
-    return _ask(str(folder), seed, processes, model=source, **asked)[0]
+    return _in_every_order(folder, _ask(str(folder), seed, processes, model=source, **asked)[0])
+
+
+def _in_every_order(folder: Path, answers: Any) -> Any:
+    """Give the rows behind averaged answers, where each question was asked in several orders."""
+    from calibrant.answers import AnswerTable
+    from calibrant.permutations import one_row_each
+
+    path = folder / "permutations.parquet"
+    if not path.is_file():
+        return answers
+    table = AnswerTable.load(path)
+    # Of --debias only a sample of the questions was asked in several orders.
+    return table if len(one_row_each(table)) == len(answers) else answers

@@ -17,6 +17,7 @@ from calibrant.cli.options import (
     config_option,
     loading_options,
     model_options,
+    permutations_option,
     refuse_unused,
     seed_option,
     server_options,
@@ -30,14 +31,6 @@ SERVER_RESULT = ("tokenizer", "top_logprobs")
 
 # Asks questions; the folder keeps what is finished of an interrupted run.
 _Ask = Callable[[Any, Path], Any]
-
-
-def _permutations(ctx: Any, parameter: Any, value: str | None) -> str | int | None:
-    if value is None or value in ("cyclic", "all"):
-        return value
-    if value.isdigit() and int(value) > 0:
-        return int(value)
-    raise click.BadParameter(f"{value!r} is not cyclic, all or a number from 1")
 
 
 @click.command("evaluate")
@@ -65,12 +58,7 @@ def _permutations(ctx: Any, parameter: Any, value: str | None) -> str | int | No
 @model_options
 @loading_options
 @server_options
-@click.option(
-    "--permutations",
-    callback=_permutations,
-    metavar="cyclic|all|N",
-    help="Ask with the options in several orders, N random ones, and average.",
-)
+@permutations_option
 @click.option(
     "--debias",
     type=click.FloatRange(0, 1, min_open=True),

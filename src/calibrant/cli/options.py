@@ -77,6 +77,21 @@ def _labels(ctx: Any, parameter: Any, value: Any) -> tuple[str, ...]:
     return tuple(word.strip() for word in words)
 
 
+def _orders(ctx: Any, parameter: Any, value: Any) -> str | int | None:
+    if value is None or value in ("cyclic", "all"):
+        return value  # type: ignore[no-any-return]
+    if str(value).isdigit() and int(value) > 0:
+        return int(value)
+    raise click.BadParameter(f"{value!r} is not cyclic, all or a number from 1")
+
+
+permutations_option = click.option(
+    "--permutations",
+    callback=_orders,
+    metavar="cyclic|all|N",
+    help="Ask with the options in several orders, N random ones, and average.",
+)
+
 choices_option = click.option(
     "--choices",
     type=click.UNPROCESSED,  # a run's config.yaml holds a list
