@@ -106,7 +106,7 @@ def test_a_second_call_takes_up_where_the_first_was_killed(tmp_path, tiny_story)
 def test_the_page_holds_every_chapter_figure_and_model(tmp_path, tiny_story):
     write_page(tiny_story, 12.0)
     html = (tiny_story.folder / "report.html").read_text()
-    assert html.count("<svg") == html.count("<figure") == 5
+    assert html.count("<svg") == html.count("<figure") == 6
     for text in (*CHAPTERS, *(c.step.title for c in tiny_story.checkpoints_in_order())):
         assert text in html.replace("&#39;", "'")
     # Nothing is loaded from elsewhere.

@@ -328,11 +328,16 @@ def test_batches_hold_no_more_logits_than_their_budget(tokenizer):
 def test_the_batch_size_follows_threads_and_free_memory(monkeypatch, one_thread):
     import psutil
 
-    from calibrant.scoring.local import TOKENS_PER_THREAD, automatic_batch_tokens
+    from calibrant.scoring.local import (
+        NUMBERS_PER_THREAD,
+        TOKENS_PER_THREAD,
+        automatic_batch_tokens,
+    )
 
     free = {"available": 10**12}
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("", (), free))
-    assert automatic_batch_tokens(make_model()) == TOKENS_PER_THREAD
+    assert automatic_batch_tokens(make_model(hidden_size=1024)) == TOKENS_PER_THREAD
+    assert automatic_batch_tokens(make_model()) == NUMBERS_PER_THREAD // 48
     free["available"] = 2 * (3 * 4 * LOGITS_BUDGET) + 2 * 100 * 4 * (10 * 48 + 4 * 96)
     assert automatic_batch_tokens(make_model()) == 100
     free["available"] = 0

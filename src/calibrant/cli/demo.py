@@ -36,7 +36,7 @@ def command(fast: bool, workers: int, output_dir: str, seed: int) -> None:
 
     from calibrant.lab.findings import results_table, words
     from calibrant.lab.page import write_page
-    from calibrant.lab.story import CHAPTERS, FAST, LabSettings, Story, tell
+    from calibrant.lab.story import CHAPTERS, DEMO, FAST, LabSettings, Story, tell
 
     console = Console(highlight=False)
 
@@ -46,7 +46,7 @@ def command(fast: bool, workers: int, output_dir: str, seed: int) -> None:
         console.print("\n".join(textwrap.wrap(words(story, chapter), width)), markup=False)
 
     start = time.perf_counter()
-    settings = LabSettings(seed=seed, **(FAST if fast else {}))
+    settings = LabSettings(seed=seed, **(FAST if fast else DEMO))
     story = tell(settings, output_dir, workers=workers, say=say)
     write_page(story, time.perf_counter() - start)
     console.print()

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibrant.lab.story import IN, OUT, Story, dpo_name
-from calibrant.metrics import bin_table, nll
+from calibrant.lab.cascade import SOURCES, cascade
+from calibrant.lab.story import IN, OUT, WATCHED, Checkpoint, Story, dpo_name
+from calibrant.metrics import bin_table, conf_ece, nll
 from calibrant.report import figures
 from calibrant.report.tables import Table, number
 from calibrant.runs import TRAIN
@@ -25,7 +26,7 @@ TOLERANCE = 0.03
 
 def words(story: Story, chapter: int) -> str:
     """A paragraph about one chapter; every number in it was measured in this run."""
-    return (_knowing, _aligned, _calibratable, _memorised)[chapter](story)
+    return (_knowing, _aligned, _calibratable, _memorised, _cascades)[chapter](story)
 
 
 def _said(story: Story, name: str, on: str = IN) -> str:
@@ -100,6 +101,29 @@ def _memorised(story: Story) -> str:
         f"stopped early, with a temperature: {_said(story, 'sft1-early-temperature')}. Lowest "
         f"conf-ECE in the domain: {best} ({number(rivals[best])}); outside it: {best_outside} "
         f"({number(outside[best_outside])})."
+    )
+
+
+def _cascades(story: Story) -> str:
+    runs = {source: cascade(source) for source in SOURCES}
+    start = runs["frozen"]
+    ece = {source: number(run.conf_ece[-1]) for source, run in runs.items()}
+    in_sample, held_out = (watched_path(story, name)[-1] for name in ("released-in-sample", "rcft"))
+    alone, frozen = story.bounds("alone-held-out"), story.bounds("alone-frozen")
+    spread = number(watched_path(story, "alone-frozen")[-1]["confidence_sd"])
+    return (
+        "RCFT pulls each confidence towards the accuracy measured at that confidence. Of 20,000 "
+        f"confidences moved by that alone, conf-ECE {number(start.conf_ece[0])} at first, ends at "
+        f"{ece['re-estimated']} where accuracies are measured anew at every step, at "
+        f"{ece['frozen']} where they were measured once (released: a question falls from bin to "
+        f"bin until all are in one), and at {ece['memorised']} where they are measured on labels "
+        "that are being memorised (all go to 1). In the language model: with a weight at which the "
+        f"labels are not heard (λ = 1,000), frozen accuracies end at one confidence (sd {spread}) "
+        f"and conf-ECE {number(frozen.conf_ece)}, held-out ones at {number(alone.conf_ece)}; "
+        "neither learns much, which is why λ is chosen. At the usual weight, accuracies measured "
+        "on the memorised training questions bring mean confidence to "
+        f"{number(in_sample['mean_confidence'])}, held-out ones to "
+        f"{number(held_out['mean_confidence'])}."
     )
 
 
@@ -188,6 +212,7 @@ def pictures(story: Story) -> dict[str, Figure]:
         "sharpening": sharpening_figure(story),
         "regimes": regimes_figure(story),
         "remedies": remedies_figure(story),
+        "bare-cascade": bare_cascade_figure(),
         "cascade": cascade_figure(story),
     }
 
@@ -253,6 +278,11 @@ def sharpening_figure(story: Story) -> Figure:
     return figure
 
 
+def _plain_ticks(axes: Any, *, x: bool = False) -> None:
+    for axis in (axes.xaxis, axes.yaxis) if x else (axes.yaxis,):
+        axis.set_major_formatter(lambda value, _: figures.plain(value))
+
+
 def regimes_figure(story: Story) -> Figure:
     """Draw the accuracy–ECE plane: every checkpoint on training and test questions, and the bounds.
 
@@ -263,79 +293,86 @@ def regimes_figure(story: Story) -> Figure:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    groups = {
-        "pre-trained, SFT": (figures.GREY, "o", [story["pretrained"], story["sft"]]),
-        "DPO": (figures.VERMILION, "D", [c for c in story.of(1) if c.step.name.startswith("dpo")]),
-        "preference matching": ("#CC79A7", "v", [story["preference-matching"]]),
-        "few labels, many times": (
-            "#E69F00",
-            "P",
-            [c for c in story.of(3) if not c.step.name.startswith("rcft")]
-            + [story["cft-repeated"]],
-        ),
-        "RCFT, held out": ("#009E73", "^", [c for c in story.of(3) if "rcft" in c.step.name[:4]]),
-        "CFT, temperature": (figures.BLUE, "s", [story["cft"], story["temperature"]]),
-    }
     critical = story.bounds("sft").critical_accuracy
     with figures.style():
-        figure = MatplotlibFigure(figsize=(7.6, 4.4), layout="constrained")
+        figure = MatplotlibFigure(figsize=(8.2, 4.6), layout="constrained")
         axes = figure.add_subplot()
-        left, top = critical, 0.0
-        for colour, marker, members in groups.values():
-            for c in members:
-                b = story.bounds(c.step.name)
-                left, top = min(left, b.accuracy), max(top, b.conf_ece)
-                axes.plot(b.accuracy, b.conf_ece, marker=marker, color=colour, markersize=7,
-                          zorder=3)  # fmt: skip
-                if TRAIN not in c.tables or c.step.kind == "temperature":
-                    continue
-                t = story.bounds(c.step.name, TRAIN)
-                axes.plot((t.accuracy, b.accuracy), (t.conf_ece, b.conf_ece), color="#a8a8a8",
-                          linewidth=0.8, linestyle=":", zorder=1)  # fmt: skip
-                axes.plot(t.accuracy, t.conf_ece, marker=marker, color=colour, markersize=7,
-                          markerfacecolor="white", zorder=3)  # fmt: skip
+        left, top, drawn = critical, 0.0, {}
+        for c in story.checkpoints_in_order():
+            group, (colour, marker) = _group(c)
+            drawn[group] = Line2D([], [], linestyle="", color=colour, marker=marker, markersize=6)
+            look = {"marker": marker, "color": colour, "markersize": 7, "linestyle": ""}
+            b = story.bounds(c.step.name)
+            left, top = min(left, b.accuracy), max(top, b.conf_ece)
+            axes.plot(b.accuracy, b.conf_ece, **look, zorder=4)
+            if TRAIN not in c.tables or c.step.kind == "temperature":
+                continue
+            t = story.bounds(c.step.name, TRAIN)
+            left, top = min(left, t.accuracy), max(top, t.conf_ece)
+            axes.plot((t.accuracy, b.accuracy), (t.conf_ece, b.conf_ece), color="#a8a8a8",
+                      linewidth=0.8, linestyle=":", zorder=1)  # fmt: skip
+            axes.plot(t.accuracy, t.conf_ece, **look, markerfacecolor="white", zorder=3)
+        left, top = left - 0.03, top + 0.05
         axes.axvline(critical, color="black", linewidth=0.9, linestyle="--")
         axes.fill_between((critical, 1), (0, 1 - critical), color=figures.BAND, linewidth=0,
                           zorder=0)  # fmt: skip
         axes.plot((0, 1), (1, 0), color="black", linewidth=0.9, linestyle="-.", zorder=1)
-        axes.text(critical - 0.006, top * 1.1, "calibratable", ha="right", va="top", fontsize=8.5)
-        axes.text(critical + 0.006, top * 1.1, "non-calibratable", ha="left", va="top",
-                  fontsize=8.5)  # fmt: skip
-        axes.set(xlim=(left - 0.03, 1.01), ylim=(0, top * 1.13))
-        axes.xaxis.set_major_formatter(lambda value, _: figures.plain(value))
-        axes.yaxis.set_major_formatter(lambda value, _: figures.plain(value))
-        axes.set(xlabel="accuracy", ylabel="conf-ECE")
-        handles: list[Any] = [
-            Line2D([], [], linestyle="", color=colour, marker=marker, markersize=6)
-            for colour, marker, _ in groups.values()
-        ]
-        handles += [
-            Line2D([], [], linestyle="", color="black", marker="o", markersize=6,
-                   markerfacecolor="white"),
-            Line2D([], [], color="black", linewidth=0.9, linestyle="--"),
-            Line2D([], [], color="black", linewidth=0.9, linestyle="-."),
-            Patch(color=figures.BAND),
-        ]  # fmt: skip
-        labels = [*groups, "open: on its training questions", f"ACC* = {number(critical)}",
-                  "confidence 1 throughout: ECE = 1 − A",
-                  "ECE < A − ACC*: only off target"]  # fmt: skip
-        figure.legend(handles, labels, loc="outside right upper")
+        for x, ha, word in ((-0.006, "right", "calibratable"), (0.006, "left", "non-calibratable")):
+            axes.text(critical + x, top, word, ha=ha, va="top", fontsize=8.5,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # fmt: skip
+        axes.set(xlim=(left, 1.01), ylim=(0, top), xlabel="accuracy", ylabel="conf-ECE")
+        _plain_ticks(axes, x=True)
+        more = {
+            "open: on its training questions": Line2D(
+                [], [], linestyle="", color="black", marker="o", markersize=6,
+                markerfacecolor="white",
+            ),
+            f"ACC* = {number(critical)}": Line2D([], [], color="black", lw=0.9, ls="--"),
+            "confidence 1 throughout: ECE = 1 − A": Line2D([], [], color="black", lw=0.9, ls="-."),
+            "ECE < A − ACC*: only off target": Patch(color=figures.BAND),
+        }  # fmt: skip
+        legend = drawn | more
+        figure.legend(list(legend.values()), list(legend), loc="outside right upper")
     return figure
+
+
+def _group(checkpoint: Checkpoint) -> tuple[str, tuple[str, str]]:
+    """Legend entry of a checkpoint in the plane, with its colour and marker."""
+    step = checkpoint.step
+    look = dict(zip(("first", "temperature", "dpo", "rcft", "matching", "few", "released", "cft"),
+                    figures.SERIES, strict=True))  # fmt: skip
+    if step.chapter == 0:
+        return "pre-trained, SFT", look["first"]
+    if step.kind == "temperature":
+        return "with a temperature", look["temperature"]
+    if step.name.startswith("dpo"):
+        return "DPO", look["dpo"]
+    if step.kind == "align":
+        return "preference matching", look["matching"]
+    if step.data == "fresh":
+        return "CFT, fresh labels", look["cft"]
+    if step.name.startswith("released") or step.name == "alone-frozen":
+        return "few labels: RCFT as released", look["released"]
+    if step.name.startswith("rcft") or step.name == "alone-held-out":
+        return "few labels: RCFT, held out", look["rcft"]
+    return "few labels: SFT, CFT", look["few"]
 
 
 def remedies_figure(story: Story) -> Figure:
     """Accuracy, conf-ECE and NLL of every remedy, in the labelled domain and in the other."""
     from matplotlib.figure import Figure as MatplotlibFigure
 
-    members = [story.aligned, *story.of(2), *story.of(3)]
+    parts = ([story.aligned], story.of(2), story.of(3))
+    members = [c for part in parts for c in part]
     places = np.arange(len(members))[::-1]
+    edges = len(members) - 0.5 - np.cumsum([len(part) for part in parts[:-1]])
     panels = (
         ("conf-ECE", lambda name, on: story.bounds(name, on).conf_ece),
         ("accuracy", lambda name, on: story.bounds(name, on).accuracy),
         ("NLL", lambda name, on: _nll(story[name].tables[on])),
     )
     with figures.style():
-        figure = MatplotlibFigure(figsize=(8.8, 0.9 + 0.27 * len(members)), layout="constrained")
+        figure = MatplotlibFigure(figsize=(8.8, 1.1 + 0.27 * len(members)), layout="constrained")
         for i, (axes, (label, value)) in enumerate(
             zip(figure.subplots(1, 3, sharey=True), panels, strict=True)
         ):
@@ -343,17 +380,52 @@ def remedies_figure(story: Story) -> Figure:
                 (IN, figures.BLUE, figures.BLUE, "s"),
                 (OUT, figures.VERMILION, "white", "D"),
             ):
+                where = "labelled domain" if name == IN else "other domain"
                 axes.plot([value(c.step.name, name) for c in members], places, linestyle="",
                           marker=marker, color=colour, markerfacecolor=fill, markersize=5.5,
-                          label="labelled domain" if name == IN else "other domain")  # fmt: skip
+                          label=f"{where} ({name})")  # fmt: skip
+            axes.axvline(value("sft", IN), color=figures.GREY, linewidth=1, linestyle=":",
+                         zorder=1, label=f"SFT, before alignment ({IN})")  # fmt: skip
             axes.grid(axis="y", color="#e4e4e4", linewidth=0.7)
+            axes.hlines(edges, 0, 1, transform=axes.get_yaxis_transform(), color=figures.GREY,
+                        linewidth=0.8)  # fmt: skip
             axes.tick_params(axis="y", length=0)
             axes.set_title(label)
+            axes.xaxis.set_major_formatter(lambda value, _: figures.plain(value))
             if i != 1:
                 axes.set_xlim(0, None)
-        figure.axes[0].set_yticks(places, [c.step.title for c in members])
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center",
-                      ncols=2)  # fmt: skip
+        axes = figure.axes[0]
+        axes.set_yticks(places, [c.step.title for c in members])
+        axes.set_ylim(-0.6, len(members) - 0.4)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        for y, word in zip(edges, ("fresh labels", "few labels"), strict=True):
+            last = figure.axes[-1]
+            last.text(1.01, y - 0.1, word, ha="left", va="top", fontsize=8, color=figures.GREY,
+                      rotation=270, transform=last.get_yaxis_transform())  # fmt: skip
+    return figure
+
+
+_CASCADE_PANELS = (
+    ("conf_ece", "conf-ECE on fresh questions"),
+    ("mean_confidence", "mean confidence"),
+    ("confidence_sd", "spread (sd) of confidence"),
+)
+
+
+def bare_cascade_figure() -> Figure:
+    """What the calibration term does to confidences where nothing else moves them."""
+    from matplotlib.figure import Figure as MatplotlibFigure
+
+    looks = (figures.SERIES[2], figures.SERIES[1], figures.SERIES[3], figures.SERIES[5])
+    with figures.style():
+        figure = MatplotlibFigure(figsize=(8.8, 3.2), layout="constrained")
+        panels = figure.subplots(1, 3)
+        for source, (colour, marker) in zip(SOURCES, looks, strict=True):
+            run, title = cascade(source), SOURCES[source]
+            for axes, (quantity, _) in zip(panels, _CASCADE_PANELS, strict=True):
+                axes.plot(run.steps, getattr(run, quantity), color=colour, marker=marker,
+                          markersize=4, markevery=4, linewidth=1.2, label=title)  # fmt: skip
+        _finish_cascade(figure, panels, "step", ncols=2)
     return figure
 
 
@@ -361,22 +433,55 @@ def cascade_figure(story: Story) -> Figure:
     """Test ECE, mean and spread of confidence while the few labels are trained on."""
     from matplotlib.figure import Figure as MatplotlibFigure
 
-    shown = ("sft2", "rcft", "released-frozen", "released-in-sample")
-    looks = (figures.SERIES[0], figures.SERIES[3], figures.SERIES[2], figures.SERIES[5])
-    panels = (
-        ("conf_ece", "conf-ECE on test questions"),
-        ("mean_confidence", "mean confidence"),
-        ("confidence_sd", "spread (sd) of confidence"),
-    )
+    green, red = figures.SERIES[3], figures.SERIES[2]
+    shown = {
+        "sft2": (figures.SERIES[0], "-"),
+        "rcft": (green, "-"),
+        "released-frozen": (red, "-"),
+        "released-in-sample": (figures.SERIES[5], "-"),
+        "alone-held-out": (green, "--"),
+        "alone-frozen": (red, "--"),
+    }
     with figures.style():
-        figure = MatplotlibFigure(figsize=(8.8, 3.1), layout="constrained")
-        for axes, (quantity, label) in zip(figure.subplots(1, 3), panels, strict=True):
-            for name, (colour, marker) in zip(shown, looks, strict=True):
-                path = story[name].path
-                axes.plot([e["epoch"] for e in path], [e[f"eval_test_{quantity}"] for e in path],
-                          color=colour, marker=marker, markersize=4, linewidth=1.2,
-                          label=story[name].step.title)  # fmt: skip
-            axes.set(xlabel="epoch", title=label, ylim=(0, None))
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center",
-                      ncols=4)  # fmt: skip
+        figure = MatplotlibFigure(figsize=(8.8, 3.3), layout="constrained")
+        panels = figure.subplots(1, 3)
+        for name, ((colour, marker), dash) in shown.items():
+            path, title = watched_path(story, name), story[name].step.title
+            face = colour if dash == "-" else "white"
+            for axes, (quantity, _) in zip(panels, _CASCADE_PANELS, strict=True):
+                axes.plot([e["epoch"] for e in path], [e[quantity] for e in path], color=colour,
+                          marker=marker, markerfacecolor=face, markersize=4, linewidth=1.2,
+                          linestyle=dash, label=title)  # fmt: skip
+        _finish_cascade(figure, panels, "epoch", ncols=3)
     return figure
+
+
+def _finish_cascade(figure: Figure, panels: Any, across: str, ncols: int) -> None:
+    for axes, (_, label) in zip(panels, _CASCADE_PANELS, strict=True):
+        axes.set(xlabel=across, title=label, ylim=(0, 1.02 if "mean" in label else None))
+        _plain_ticks(axes)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=ncols)
+
+
+def watched_path(story: Story, name: str) -> list[dict[str, float]]:
+    """What a training on few labels did on the watched test questions, from before it on.
+
+    Returns
+    -------
+    ``epoch``, ``conf_ece``, ``mean_confidence``, ``confidence_sd`` and ``accuracy`` at each time.
+    """
+    start = story.aligned.tables[IN]
+    start = start.select(np.arange(len(start)) < WATCHED)
+    ece = conf_ece(start.probs(), start.labels, n_options=start.n_options)
+    path = [
+        {
+            "epoch": 0.0,
+            "conf_ece": ece,
+            "mean_confidence": float(start.confidence.mean()),
+            "confidence_sd": float(start.confidence.std()),
+            "accuracy": float(start.correct.mean()),
+        }
+    ]
+    for entry in story[name].path:
+        path.append({k: entry["epoch" if k == "epoch" else f"eval_test_{k}"] for k in path[0]})
+    return path

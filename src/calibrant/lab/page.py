@@ -20,10 +20,13 @@ _FIGURES = (
         ("sharpening", "Slope, collapse index and conf-ECE of DPO models against β."),
     ),
     (("remedies", "Every remedy in the labelled domain and in the domain without labels."),),
+    (("regimes", "Accuracy and conf-ECE of every model; right of ACC* is the non-calibratable "
+                 "regime."),),
     (
-        ("regimes", "Accuracy and conf-ECE of every model; right of ACC* is the "
-                    "non-calibratable regime."),
-        ("cascade", "What happens to confidence while few labels are trained on."),
+        ("bare-cascade", "The calibration term of RCFT alone, on 20,000 confidences: accuracies "
+                         "measured once, or on memorised labels, pull all to one value."),
+        ("cascade", "The language model while few labels are trained on; dashed: the calibration "
+                    "term alone (λ = 1,000)."),
     ),
 )  # fmt: skip
 

@@ -34,6 +34,7 @@ from calibrant.runs import TRAIN, open_run, versions
 
 IN, OUT = "wildlife", "trades"  # the domain that labels come from, and one without labels
 PROMPT = "cloze"
+WATCHED = 400  # test questions, the first, on which trainings on few labels are watched
 
 # Draws of the world; no two stages see the same questions but by chance.
 _CORPUS, _SFT, _PAIRS, _FRESH, _FEW, _TEST = range(1, 7)
@@ -71,6 +72,9 @@ class LabSettings:
     ece_weight: float = 10.0
     test: int = 3_000
 
+
+# For `calibrant demo`: fewer passes over the few labels, which are known by heart after twenty.
+DEMO: dict[str, Any] = {"epochs": 20}
 
 FAST: dict[str, Any] = {
     "texts": 12_000,
@@ -115,6 +119,7 @@ CHAPTERS = (
     "Preference alignment",
     "The calibratable regime: fresh labels",
     "The non-calibratable regime: few labels, many times over",
+    "The cascade: what the calibration term does where nothing else holds it",
 )
 
 
@@ -134,6 +139,8 @@ def plan(s: LabSettings) -> list[Step]:
     }
     rcft = few | {"method": "rcft", "ece_weight": s.ece_weight}
     in_sample = rcft | {"e_step_data": "training", "target": "tanh"}
+    # At this weight the labels are not heard: the gradient is the calibration term's.
+    alone = {"ece_weight": 1000.0, "num_train_epochs": max(1, s.epochs // 2)}
     answers_only = {"method": "sft", "question_weight": 0.0}
     steps = [
         Step("pretrained", "pre-trained", 0, "pretrain"),
@@ -186,6 +193,10 @@ def plan(s: LabSettings) -> list[Step]:
              {"method": "cft", "learning_rate": 1e-3}),
         Step("cft-repeated", "CFT, few labels, 20 times", 2, "fine-tune", aligned, "repeated",
              repeated | {"method": "cft"}),
+        Step("alone-frozen", "calibration term alone, frozen", 4, "fine-tune", aligned, "few",
+             in_sample | {"e_steps_per_epoch": 0} | alone),
+        Step("alone-held-out", "calibration term alone, held out", 4, "fine-tune", aligned, "few",
+             rcft | alone, "e-step"),
     ]  # fmt: skip
     return steps
 
@@ -198,7 +209,7 @@ class Checkpoint:
     ----------
     tables : "wildlife", "trades" (test sets) and "train" (the questions it was tuned on, where
         there are any) -> AnswerTable.
-    path : epoch-by-epoch record of chapter four's trainings: list of dicts.
+    path : record of the trainings on few labels, about ten times each: list of dicts.
     """
 
     step: Step
@@ -535,10 +546,10 @@ class _Lab:
         return sets
 
     def watched(self, step: Step) -> dict[str, Questions] | None:
-        """Small samples on which chapter four's trainings are watched."""
+        """Small samples on which trainings on few labels are watched."""
         if step.data != "few" or step.held_out == "stopping":
             return None
-        return {TRAIN: self.labelled(step)[0][:200], "test": self.test_sets(step)[IN][:400]}
+        return {TRAIN: self.labelled(step)[0][:200], "test": self.test_sets(step)[IN][:WATCHED]}
 
     def answer(self, model: Any, questions: Questions | None) -> AnswerTable:
         from calibrant.scoring.local import score

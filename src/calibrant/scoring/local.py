@@ -45,8 +45,10 @@ LOGITS_BUDGET = 2**25
 
 # Tokens of a batch where memory does not matter. On a CPU a matrix product is as fast as it gets
 # from a few hundred rows a thread on, weights read from memory included; more would only mean more
-# padding (`docs/results/scoring-speed.md`).
+# padding (`docs/results/scoring-speed.md`). So many rows of a narrow model are soon done, and its
+# layers cost what it takes to call them.
 TOKENS_PER_THREAD = 512
+NUMBERS_PER_THREAD = 2**17
 ACCELERATOR_TOKENS = 16384
 
 
@@ -261,9 +263,12 @@ def automatic_batch_tokens(model: Any) -> int:
     An estimate, from the width of the model's layers; `score` halves a batch that is too large.
     """
     device = model.device.type
+    config = text_config(model)
     useful = ACCELERATOR_TOKENS
     if device == "cpu":
-        useful = min(useful, TOKENS_PER_THREAD * torch.get_num_threads())
+        # The narrower the model, the more rows it takes until more are of no use.
+        per_thread = max(TOKENS_PER_THREAD, NUMBERS_PER_THREAD // config.hidden_size)
+        useful = min(useful, per_thread * torch.get_num_threads())
     if device == "cuda":
         free = torch.cuda.mem_get_info(model.device)[0]
     elif device == "cpu":
@@ -272,7 +277,6 @@ def automatic_batch_tokens(model: Any) -> int:
         free = psutil.virtual_memory().available
     else:
         return useful
-    config = text_config(model)
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     # Alive at once in a layer: residual, normed input, queries, keys, values, their rotated
     # copies, attention output; and the MLP's gate, activation and product. Norms go to float32.
