@@ -23,7 +23,14 @@ from calibrant.prompts import encode
 from calibrant.questions import Questions
 from calibrant.runs import answers_at
 from calibrant.scoring.journal import Journal
-from calibrant.scoring.local import LOGITS_BUDGET, plan_batches, score
+from calibrant.scoring.local import (
+    LOGITS_BUDGET,
+    NUMBERS_PER_THREAD,
+    TOKENS_PER_THREAD,
+    automatic_batch_tokens,
+    plan_batches,
+    score,
+)
 from calibrant.scoring.processes import Processes
 from calibrant.scoring.tokens import Tokens
 from helpers import make_model, make_questions
@@ -328,12 +335,6 @@ def test_batches_hold_no_more_logits_than_their_budget(tokenizer):
 def test_the_batch_size_follows_threads_and_free_memory(monkeypatch, one_thread):
     import psutil
 
-    from calibrant.scoring.local import (
-        NUMBERS_PER_THREAD,
-        TOKENS_PER_THREAD,
-        automatic_batch_tokens,
-    )
-
     free = {"available": 10**12}
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("", (), free))
     assert automatic_batch_tokens(make_model(hidden_size=1024)) == TOKENS_PER_THREAD
@@ -357,14 +358,18 @@ def forward_tokens(model):
 
 
 def test_hardly_a_token_is_computed_in_vain(tokenizer):
-    """Against one row of 1,024 tokens a question, and against a whole sequence per option."""
+    """Against one row of 1,024 tokens a question, and against a whole sequence per option.
+
+    In batches of the size that a real model gets on one thread.
+    """
+    how = {"batch_tokens": TOKENS_PER_THREAD, "show_progress": False}
     model, questions = make_model(), make_questions(300, k_min=4, k_max=4)
     seen = forward_tokens(model)
-    letter = score(model, tokenizer, questions, show_progress=False)
+    letter = score(model, tokenizer, questions, **how)
     assert sum(seen) < 1.05 * letter.provenance["tokens"]
     assert 1024 * len(questions) > 20 * sum(seen)
     seen.clear()
-    cloze = score(model, tokenizer, questions, prompt="cloze", show_progress=False)
+    cloze = score(model, tokenizer, questions, prompt="cloze", **how)
     assert sum(seen) < 1.05 * cloze.provenance["tokens"]
     encoded = encode(list(questions), tokenizer, "cloze")
     whole = sum(len(q.prefix) + len(branch) for q in encoded for branch in q.branches)
