@@ -14,6 +14,7 @@ import numpy as np
 
 from calibrant.diagnosis.regime import regime
 from calibrant.files import replace_block, write_text
+from calibrant.lab.cascade import SOURCES, cascade
 from calibrant.lab.findings import pictures
 from calibrant.lab.story import IN, OUT, LabSettings, Story, dpo_name, tell
 from calibrant.metrics import nll
@@ -23,6 +24,8 @@ from calibrant.runs import TRAIN
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE, FIGURES = REPOSITORY / "docs/laboratory.md", REPOSITORY / "docs/laboratory"
+CASCADES = ("sft2", "released-in-sample", "released-frozen", "rcft", "alone-frozen",
+            "alone-held-out")  # fmt: skip
 DIAGNOSED = ("cft", "cft-repeated", "sft1-early", "sft1", "sft2", "rcft")
 
 
@@ -105,6 +108,38 @@ def training(stories: list[Story]) -> Table:
     return Table(columns, tuple(rows), text_columns=(0, 7))
 
 
+def bare_cascades(seeds: int) -> Table:
+    rows = []
+    for source, title in SOURCES.items():
+        runs = [cascade(source, seed) for seed in range(seeds)]
+        at = list(runs[0].steps)
+        cells = [spread([r.conf_ece[at.index(step)] for r in runs]) for step in (0, 20, 100, 400)]
+        rows.append((title, *cells, spread([r.confidence_sd[-1] for r in runs])))
+    columns = ("accuracies", "start", "step 20", "step 100", "step 400", "sd(conf) at the end")
+    return Table(columns, tuple(rows))
+
+
+def cascades(stories: list[Story]) -> Table:
+    rows = []
+    for name in CASCADES:
+        tables = [s[name].tables for s in stories]
+        rows.append(
+            (
+                stories[0][name].step.title,
+                f"{stories[0][name].step.settings.get('ece_weight', 0):g}",
+                spread([t[TRAIN].correct.mean() for t in tables]),
+                spread([t[TRAIN].confidence.mean() for t in tables]),
+                spread([t[IN].correct.mean() for t in tables]),
+                spread([t[IN].confidence.mean() for t in tables]),
+                spread([t[IN].confidence.std() for t in tables]),
+                spread([s.bounds(name).conf_ece for s in stories]),
+            )
+        )
+    columns = ("model", "λ", "train: acc", "mean conf", "test: acc", "mean conf", "sd(conf)",
+               "conf-ECE")  # fmt: skip
+    return Table(columns, tuple(rows))
+
+
 def bounds_kept(stories: list[Story]) -> str:
     checked = broken = 0
     largest = 0.0
@@ -137,6 +172,8 @@ def main() -> None:
         "bounds": bounds_kept(stories),
         "results": results(stories).to_markdown(),
         "training": training(stories).to_markdown(),
+        "bare-cascade": bare_cascades(arguments.seeds).to_markdown(),
+        "cascade": cascades(stories).to_markdown(),
     }
     for name, block in blocks.items():
         print(f"{name}\n{block}\n")

@@ -123,6 +123,14 @@ def test_other_commands_read_the_folder(tiny_story, capsys):
     assert run(["compare", str(folder / "dpo-0.1"), str(folder / "cft"),
                 "--output-dir", str(folder.parent / "compared")]) == 0  # fmt: skip
     assert "wildlife" in capsys.readouterr().out
+    arguments = ["diagnose", "--train", str(folder / "sft2"), "--test",
+                 str(folder / "sft2" / "answers" / f"{IN}.parquet")]  # fmt: skip
+    assert run([*arguments, "--target", str(folder / "truth")]) == 0
+    shown = capsys.readouterr().out
+    z = tiny_story.bounds("sft2", TRAIN).z
+    assert re.search(rf"beyond the target\s+\S?\s+{z:.1f}".replace("-", r"-"), shown), shown
+    assert run([*arguments, "--target", str(folder / "sft")]) == 1
+    assert "lacks 20 questions" in capsys.readouterr().err
 
 
 def test_other_settings_or_sizes_are_refused(tmp_path, tiny_story):

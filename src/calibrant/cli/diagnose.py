@@ -13,6 +13,7 @@ from calibrant.cli.options import config_option, seed_option
 @click.option("--train", required=True, help="The model's run on questions it was tuned on.")
 @click.option("--test", required=True, help="Its run on fresh questions like them.")
 @click.option("--reference", help="Another model's run, on questions it was not tuned on.")
+@click.option("--target", help="Run with the true probabilities of these questions, if known.")
 @click.option(
     "--margin",
     default=0.05,
@@ -24,13 +25,20 @@ from calibrant.cli.options import config_option, seed_option
 @seed_option
 @config_option
 def command(
-    train: str, test: str, reference: str | None, margin: float, output_dir: str | None, seed: int
+    train: str,
+    test: str,
+    reference: str | None,
+    target: str | None,
+    margin: float,
+    output_dir: str | None,
+    seed: int,
 ) -> None:
     """Decide whether a model can be calibrated at its accuracy, and by what.
 
     A run is a run folder or a file of answers. Of a run with training questions among its sets,
     --train takes those and --test the others. A reference, say the model before tuning, brackets
-    the critical accuracy.
+    the critical accuracy. In a simulation, as in the run folder of `calibrant demo`, --target gives
+    it: the verdict then compares with the truth, and Z tests train accuracy against it.
 
     \b
     calibrant diagnose --train runs/restore/cft --test runs/restore/cft
@@ -43,13 +51,14 @@ def command(
     from calibrant.runs import open_run, versions
 
     other = None if reference is None else _table(reference, "--reference")
-    report = regime(
-        _table(train, "--train"), _table(test, "--test"), other, margin=margin, seed=seed
-    )
+    tables = _table(train, "--train"), _table(test, "--test")
+    truth = None if target is None else _target(target, tables)
+    report = regime(*tables, other, target_probs=truth, margin=margin, seed=seed)
     Console().print(regime_table(report).to_rich())
     if output_dir is not None:
         settings = {
-            "train": train, "test": test, "reference": reference, "margin": margin, "seed": seed,
+            "train": train, "test": test, "reference": reference, "target": target,
+            "margin": margin, "seed": seed,
         }  # fmt: skip
         config = {"command": "diagnose", "settings": settings, "versions": versions()}
         folder = open_run(output_dir, config)
@@ -72,3 +81,30 @@ def _table(run: str, option: str) -> Any:
             "one: give the Parquet file"
         )
     return tables[meant[0]]
+
+
+def _target(run: str, tables: tuple[Any, Any]) -> Any:
+    """True probabilities of each table's questions, found by id among all sets of the run."""
+    import numpy as np
+
+    from calibrant.errors import InputError
+    from calibrant.runs import read_answers
+
+    known = {
+        name: row
+        for table in read_answers(run).values()
+        for name, row in zip(table.ids, table.probs(), strict=True)
+    }
+    found = []
+    for table in tables:
+        if missing := [name for name in table.ids if name not in known]:
+            raise InputError(
+                f"--target {run}: lacks {len(missing)} questions ({missing[0]!r}, …); expected the "
+                "true probabilities of every train and test question"
+            )
+        target = np.zeros_like(table.logprobs)
+        for row, name in zip(target, table.ids, strict=True):
+            width = min(len(row), len(known[name]))
+            row[:width] = known[name][:width]
+        found.append(target)
+    return tuple(found)

@@ -34,6 +34,7 @@ from calibrant.runs import TRAIN, open_run, versions
 
 IN, OUT = "wildlife", "trades"  # the domain that labels come from, and one without labels
 PROMPT = "cloze"
+TRUTH = "truth"  # folder of the true probabilities, as answer tables
 WATCHED = 400  # test questions, the first, on which trainings on few labels are watched
 
 # Draws of the world; no two stages see the same questions but by chance.
@@ -491,9 +492,10 @@ def _load(folder: Path, step: Step) -> Checkpoint:
 
 
 def _write_questions(story: Story) -> None:
-    """Leave the questions beside the checkpoints, for the other commands."""
-    target = story.folder / "questions"
-    target.mkdir(exist_ok=True)
+    """Leave the questions, and their true probabilities, for the other commands."""
+    target, truth = story.folder / "questions", story.folder / TRUTH / "answers"
+    for folder in (target, truth):
+        folder.mkdir(parents=True, exist_ok=True)
     s = story.settings
     sets = {
         f"{IN}-test": story.world.questions(IN, s.test, _TEST, test=True),
@@ -504,6 +506,7 @@ def _write_questions(story: Story) -> None:
     for name, questions in sets.items():
         lines = [json.dumps(asdict(q)) + "\n" for q in questions]
         write_text(target / f"{name}.jsonl", "".join(lines))
+        story.world.truth(questions).save(truth / f"{name}.parquet")
 
 
 class _Lab:

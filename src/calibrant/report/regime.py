@@ -41,6 +41,10 @@ def regime_table(report: RegimeReport) -> Table:
         for name, heading in HEADINGS.items()
         if name in report
     ]
+    rows += [
+        (f"Z, right answers on {name} beyond the target", number(b.z, 1), "")
+        for name, b in report.bounds.items()
+    ]
     sizes = f"N = {report.n_train:,} train, {report.n_test:,} test"
     if report.n_reference:
         sizes += f", {report.n_reference:,} reference"
