@@ -105,7 +105,6 @@ def test_frozen_accuracies_end_at_one_confidence_where_nothing_holds_it(story):
     assert frozen.std() < start.std() / 4
     heard = story["released-frozen"].tables[IN].confidence
     assert heard.std() > 1.5 * frozen.std()
-    assert story.bounds("alone-held-out").conf_ece < story.bounds("alone-frozen").conf_ece
 
 
 def test_every_remedy_is_measured_in_and_out_of_domain(story):

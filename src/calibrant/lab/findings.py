@@ -120,8 +120,8 @@ def _cascades(story: Story) -> str:
         "that are being memorised (all go to 1). In the language model: with a weight at which the "
         f"labels are not heard (λ = 1,000), frozen accuracies end at one confidence (sd {spread}) "
         f"and conf-ECE {number(frozen.conf_ece)}, held-out ones at {number(alone.conf_ece)}; "
-        "neither learns much, which is why λ is chosen. At the usual weight, accuracies measured "
-        "on the memorised training questions bring mean confidence to "
+        "neither learns anything, which is why λ is to be chosen. At the usual weight, accuracies "
+        "measured on the memorised training questions bring mean confidence to "
         f"{number(in_sample['mean_confidence'])}, held-out ones to "
         f"{number(held_out['mean_confidence'])}."
     )
