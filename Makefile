@@ -6,7 +6,7 @@ MODEL := models/smollm2-135m-instruct
 DATA ?= ../shared/data
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo lab dpo test slow check model real bench bench-scoring clean
+.PHONY: help demo lab dpo test slow check model real bench bench-scoring bench-training clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ bench: $(VENV)/.ready
 ## bench-scoring  speed of scoring beside lm-eval and the limit, six minutes of one core
 bench-scoring: $(VENV)/.ready $(MODEL)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scoring.py --data $(DATA) --model $(MODEL)
+
+## bench-training  cost of a training step beside TRL and the released trainer, fifteen minutes of one core
+bench-training: $(VENV)/.ready $(MODEL)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training.py --data $(DATA) --model $(MODEL)
 
 ## clean   remove the environment, the model and what runs left behind
 clean:

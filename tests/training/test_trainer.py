@@ -270,6 +270,7 @@ def test_rcft_loss_is_question_plus_answer_plus_ece(make_trainer, tokenizer):
         method="rcft",
         prompt="cloze",
         ece_weight=7.0,
+        e_step_share=4.0,
     )
     trainer.e_step()
     loss, scores, question, batch = first_batch_loss(trainer)
@@ -282,8 +283,8 @@ def test_rcft_loss_is_question_plus_answer_plus_ece(make_trainer, tokenizer):
             logprobs = trainer.model(ids).logits[0, :-1].log_softmax(-1)
         total += logprobs.gather(1, ids[0, 1:, None]).sum().item()
         count += ids.shape[1] - 1
-    assert question.numel() == count
-    assert question.sum().item() == pytest.approx(total, rel=1e-5)
+    assert len(batch["question_token"]) == count
+    assert question.item() == pytest.approx(-total, rel=1e-5)
 
     # Target, from the calibration questions' table.
     held_out = score(
@@ -309,7 +310,7 @@ def test_rcft_loss_is_question_plus_answer_plus_ece(make_trainer, tokenizer):
 
 def test_rcft_sets_calibration_questions_aside(make_trainer):
     trainer = make_trainer(train=make_questions(50), method="rcft", calibration_fraction=0.2)
-    trained, held = {q.id for q in trainer.train_dataset}, {q.id for q in trainer._calibration}
+    trained, held = {q.id for q in trainer.train_dataset}, set(trainer._calibration.ids)
     assert len(trained) == 40
     assert len(held) == 10
     assert not trained & held

@@ -8,21 +8,27 @@ the positions that are read are projected onto the vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy, linear_cross_entropy
 
 from calibrant.errors import InputError
 from calibrant.prompts import EncodedQuestion
 from calibrant.scoring.tokens import Integers, Tokens, ranges, starts
 
-# Architectures whose attention takes a 4-D mask and explicit positions as they are; each is held
-# to separate rows by a test.
+# Architectures whose attention takes a 4-D mask and explicit positions as they are, and whose
+# logits are what their head gives; each is held to plain `transformers` by a test.
 PACKABLE = frozenset({"gpt2", "llama", "mistral", "qwen2", "qwen3"})
+
+# Logits held at once where a question's own tokens are learnt: enough rows for a matrix product to
+# be fast, 32 MiB on a CPU, 512 MiB elsewhere.
+CPU_LOGITS, ACCELERATOR_LOGITS = 2**23, 2**27
 
 Batch = dict[str, torch.Tensor]
 
@@ -82,7 +88,7 @@ def collate(
     packed : the model takes packed rows; else every option is a row of its own.
     row_tokens : put several questions into a packed row, up to about this many tokens, so that a
         batch of unequal lengths needs little padding. 0 gives every question its own row.
-    question_loss : also read every prefix token's log-probability (L_SFT2).
+    question_loss : also read every prefix token's log-likelihood (L_SFT2).
 
     Returns
     -------
@@ -90,11 +96,14 @@ def collate(
         input_ids, position_ids : (B, T) int64.
         visible : (B, T, T) bool, which token sees which; or (B, T) bool where rows are plain
             sequences and the model builds its own causal mask.
-        keep : (B, T) bool, positions projected onto the vocabulary.
-        read_at, read_token, read_step : (R,) int64: kept position, token and step of each read.
+        keep : (B, T) bool, positions that the head is applied to.
+        read_at, read_token, read_step : (R,) int64: place among the positions that are read, token
+            and step of each read.
         step_option : (S,) int64: flat option index ``q * K + k`` of each step. The reads of a step
             are alternatives, the steps of an option a sequence.
-        question_at, question_token : (L,) int64, the same for prefix tokens.
+        read_row : with question_loss, (P,) int64: kept position of each position that is read.
+        question_at, question_token, question_of : with question_loss, (L,) int64: kept position,
+            token (-100: not learnt) and question of each prefix token but the first.
         divisor : (Q, K) float32; option : (Q, K) bool, real options; answer : (Q,) int64.
     """
     q = Tokens.of(encoded)
@@ -114,18 +123,21 @@ def collate(
     )
     column += shift[parts.option_row[at]]
     place = parts.option_row[at] * shape[1] + column  # in the flat (B, T) grid
-    keep = np.zeros(shape, dtype=bool)
-    keep.flat[place] = True
+    read = np.zeros(shape, dtype=bool)
+    read.flat[place] = True
+    keep = read
     if question_loss:
         first = q.option_start[:-1]  # the prefix as the first option has it
         began = parts.option_row[first] * shape[1] + parts.prefix_column[first]
         # Every prefix token but the first is read where the one before it stands.
         prefix_place = ranges(began + shift[parts.option_row[first]], q.n_prefix - 1)
+        keep = read.copy()
         keep.flat[prefix_place] = True
-    slot = keep.cumsum() - 1  # kept position of each token, (B * T,)
-    if question_loss:
+        slot = keep.cumsum() - 1  # kept position of each token, (B * T,)
+        batch["read_row"] = slot[read.ravel()]
         batch["question_at"] = slot[prefix_place]
-        batch["question_token"] = q.token[ranges(q.start[:-1] + 1, q.n_prefix - 1)]
+        batch["question_token"] = q.token[ranges(q.start[:-1] + 1, q.n_prefix - 1)].astype(np.int64)
+        batch["question_of"] = np.repeat(np.arange(len(q)), q.n_prefix - 1)
     k_max = int(q.n_options.max())
     step, read_step = np.unique((asked * k_max + option) * keep.size + place, return_inverse=True)
     owner, branch = batch.pop("owner"), batch.pop("branch")
@@ -134,7 +146,7 @@ def collate(
     divisor[real] = q.divisor
     batch |= {
         "keep": keep,
-        "read_at": slot[place],
+        "read_at": (read.cumsum() - 1)[place],
         "read_token": token.astype(np.int64),
         "read_step": read_step,
         "step_option": step // keep.size,
@@ -245,7 +257,8 @@ def option_scores(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor 
     -------
     scores : (Q, K) float32; the option's log-probability, ``Σ_steps log Σ_tokens P(token)``, over
         its divisor; ``-inf`` for padding options.
-    question_logprobs : (L,) float32 log-probabilities of the prefix tokens, or None.
+    question_nll : float32 scalar, nats, the negative log-likelihood of all prefix tokens that are
+        learnt, or None. Logits of the whole vocabulary are never held for all of them.
     """
     inner = unwrapped(model)
     inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
@@ -256,10 +269,20 @@ def option_scores(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor 
     accepted = inspect.signature(inner.forward).parameters
     if "position_ids" in accepted:
         inputs["position_ids"] = batch["position_ids"]
-    if "logits_to_keep" in accepted:
-        logits = model(**inputs, logits_to_keep=batch["keep"]).logits  # (kept, V)
+    keep, question_nll = batch["keep"], None
+    if "question_at" in batch and _has_plain_head(model):
+        with _head_that_reads_questions(inner, batch):
+            logits, question_nll = model(**inputs, logits_to_keep=keep).logits
     else:
-        logits = model(**inputs).logits[batch["keep"]]
+        if "logits_to_keep" in accepted:
+            logits = model(**inputs, logits_to_keep=keep).logits  # (kept, V)
+        else:
+            logits = model(**inputs).logits[keep]
+        if "question_at" in batch:
+            question_nll = cross_entropy(
+                logits[batch["question_at"]].float(), batch["question_token"], reduction="sum"
+            )
+            logits = logits[batch["read_row"]]
     logits = logits.float()
     log_total = logits.logsumexp(dim=-1)  # (kept,)
     logprobs = logits[batch["read_at"], batch["read_token"]] - log_total[batch["read_at"]]  # (R,)
@@ -268,11 +291,55 @@ def option_scores(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor 
     steps = _logsumexp(logprobs, batch["read_step"], len(step_option))  # (S,)
     total = logprobs.new_zeros(n_questions * k_max).index_add(0, step_option, steps)
     scores = total.view(n_questions, k_max) / batch["divisor"]
-    scores = scores.masked_fill(~batch["option"], -torch.inf)
-    if "question_at" not in batch:
-        return scores, None
-    at = batch["question_at"]
-    return scores, logits[at, batch["question_token"]] - log_total[at]
+    return scores.masked_fill(~batch["option"], -torch.inf), question_nll
+
+
+def _has_plain_head(model: Any) -> bool:
+    """Whether logits are hidden states times a matrix, so that they may be made piece by piece."""
+    inner = unwrapped(model)
+    head = inner.get_output_embeddings()
+    return (
+        inner.config.model_type in PACKABLE
+        and type(head) is torch.nn.Linear  # without adapter, not quantised
+        and "forward" not in vars(head)  # nothing else has put its own in its place
+        and not hasattr(model, "_orig_mod")  # compiled for the forward that it has
+    )
+
+
+@contextlib.contextmanager
+def _head_that_reads_questions(inner: Any, batch: Batch) -> Iterator[None]:
+    """Let the head give logits of what is read, and of the question's tokens only their loss.
+
+    The head is called inside the model's own forward, as data-parallel and sharded models need.
+    """
+    head = inner.get_output_embeddings()
+    plain = head.forward
+
+    def forward(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # (kept, H)
+        states, weight, device = hidden[batch["question_at"]], head.weight, hidden.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            states, weight = states.to(dtype), weight.to(dtype)
+        budget = CPU_LOGITS if device == "cpu" else ACCELERATOR_LOGITS
+        options = torch.nn.LinearCrossEntropyOptions(
+            batch_chunk_size=max(1, budget // weight.shape[0])
+        )
+        # Its gradient is made piece by piece too, in the forward pass: logits are made once.
+        nll = linear_cross_entropy(
+            states,
+            weight,
+            batch["question_token"],
+            linear_bias=head.bias,
+            reduction="sum",
+            options=options,
+        )
+        return plain(hidden[batch["read_row"]]), nll.float()
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 def _logsumexp(values: torch.Tensor, group: torch.Tensor, n_groups: int) -> torch.Tensor:

@@ -182,8 +182,11 @@ def score_encoded(
     if journal is not None:
         plan = _plan(model, tokens, batches, budget, packed, tokenizer.padding_side)
         done = processes.of_first(journal.begin(plan) if processes.rank == 0 else {})
-    todo = [b for b in range(len(batches)) if b not in done][processes.rank :: processes.world]
-    forward = _Forward(model, tokens, pad_token(tokenizer), packed, tokenizer.padding_side)
+    left = [b for b in range(len(batches)) if b not in done]
+    todo = left[processes.rank :: processes.world]
+    forward = _Forward(
+        model, tokens, pad_token(tokenizer), packed, tokenizer.padding_side, processes.lockstep
+    )
     write = journal.writing(processes.rank) if journal else contextlib.nullcontext(_discard)
     show = show_progress and processes.rank == 0
     with (
@@ -196,6 +199,8 @@ def score_encoded(
             found[b] = forward(batches[b])
             keep(b, found[b])
             advance(len(batches[b]))
+        if processes.lockstep and len(todo) < -(-len(left) // processes.world):
+            forward(batches[left[0]])  # keeps the others company in their last
     scores = np.full((len(tokens), int(tokens.n_options.max())), -np.inf)
     for part in (done, *processes.of_all(found)):
         for b, rows in part.items():
@@ -212,9 +217,15 @@ class _Forward:
     """Scores of a batch, by question; halves what does not fit in memory, and what follows it."""
 
     def __init__(
-        self, model: Any, tokens: Tokens, pad: int, packed: bool, padding_side: str
+        self,
+        model: Any,
+        tokens: Tokens,
+        pad: int,
+        packed: bool,
+        padding_side: str,
+        lockstep: bool = False,
     ) -> None:
-        self.model, self.tokens = model, tokens
+        self.model, self.tokens, self.lockstep = model, tokens, lockstep
         self.layout: dict[str, Any] = {
             "pad_token": pad,
             "packed": packed,
@@ -228,8 +239,8 @@ class _Forward:
             try:
                 return [row for piece in np.array_split(rows, pieces) for row in self._run(piece)]
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
+                if self.lockstep or not out_of_memory(error):
+                    raise  # the other processes would not halve theirs
                 if pieces == len(rows):
                     largest = rows[self.tokens.n_tokens[rows].argmax()]
                     raise InputError(

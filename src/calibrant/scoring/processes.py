@@ -19,10 +19,13 @@ class Processes:
     Attributes
     ----------
     rank : 0 to world - 1; process 0 writes. world : number of processes.
+    lockstep : every forward pass must be made by all processes at once, as each holds only a part
+        of the weights.
     """
 
     rank: int = 0
     world: int = 1
+    lockstep: bool = False
 
     @classmethod
     def join(cls) -> Processes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from calibrant.errors import InputError, NonFiniteLossError
 from calibrant.prompts import EncodedQuestion
 from calibrant.scoring.batch import can_pack, check_lengths, collate, option_scores
 from calibrant.scoring.local import pad_token
+from calibrant.scoring.processes import Processes
 from calibrant.training.faults import FaultTolerantTrainer
 
 # Questions of a training batch, which are of all lengths, share rows of about this many tokens:
@@ -26,6 +28,7 @@ class QuestionCollator:
     pad_token: int
     packed: bool
     question_loss: bool
+    padding_side: str = "right"
 
     def __call__(self, questions: list[EncodedQuestion]) -> dict[str, Any]:
         """Lay the questions out as `calibrant.scoring.batch.collate` does."""
@@ -34,6 +37,7 @@ class QuestionCollator:
             pad_token=self.pad_token,
             packed=self.packed,
             row_tokens=ROW_TOKENS,
+            padding_side=self.padding_side,
             question_loss=self.question_loss,
         )
         return batch | {"ids": [q.id for q in questions]}
@@ -42,8 +46,8 @@ class QuestionCollator:
 class OptionTrainer(FaultTolerantTrainer):
     """A `transformers.Trainer` on encoded questions; subclasses say what a question's loss is.
 
-    The loss is a mean over the *global* batch, so gradient accumulation changes nothing, nor does
-    the number of processes where it divides the batches evenly.
+    The loss is a mean over the *global* batch, so neither gradient accumulation nor the number of
+    processes changes anything.
 
     Parameters
     ----------
@@ -51,6 +55,12 @@ class OptionTrainer(FaultTolerantTrainer):
     processing_class : the tokenizer.
     question_weight : weight of the mean negative log-likelihood of the questions' own tokens.
     peft_config : a PEFT configuration; without it every weight is trained.
+
+    Raises
+    ------
+    InputError
+        If the tokenizer is missing, a question does not fit the model's context, or the processes
+        are not those that were asked for.
     """
 
     # `compute_loss` divides by the global batch's counts itself.
@@ -85,10 +95,45 @@ class OptionTrainer(FaultTolerantTrainer):
                 pad_token=pad_token(processing_class),
                 packed=encoded is not None and can_pack(model, encoded),
                 question_loss=question_weight > 0,
+                padding_side=processing_class.padding_side,
             ),
             train_dataset=encoded,
             processing_class=processing_class,
             **kwargs,
+        )
+
+        self._check_processes()
+
+    def _check_processes(self) -> None:
+        """Raise `InputError` where accelerate quietly runs something other than was asked for."""
+        if self.args.n_gpu > 1:
+            raise InputError(
+                f"{self.args.n_gpu} GPUs are visible to one process, expected one: launch with "
+                "torchrun or accelerate to use them all, or set CUDA_VISIBLE_DEVICES"
+            )
+        announced = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.args.world_size != announced:
+            raise InputError(
+                f"{self.args.world_size} processes train, expected WORLD_SIZE = {announced} as the "
+                "launcher announced"
+            )
+        found = self.accelerator.distributed_type
+        for name, asked in (("FSDP", self.args.fsdp), ("DEEPSPEED", self.args.deepspeed)):
+            in_environment = os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
+            if (asked or in_environment) and found != name:
+                raise InputError(
+                    f"{name} was asked for and accelerate runs {found.value} on "
+                    f"{self.args.device.type}: the model would not be sharded. Expected a launch "
+                    "with torchrun or accelerate, on accelerators"
+                )
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that train, to share the work of an E-step or an evaluation."""
+        return Processes(
+            self.args.process_index,
+            self.args.world_size,
+            lockstep=self.accelerator.distributed_type in ("FSDP", "DEEPSPEED"),
         )
 
     def question_losses(self, scores: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
@@ -100,14 +145,31 @@ class OptionTrainer(FaultTolerantTrainer):
     ) -> tuple[list[Any], torch.Tensor]:
         """Draw the micro-batches of one optimiser step; count what the global batch holds."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.tensor(
-            [
-                sum(len(batch["answer"]) for batch in batches),
-                sum(len(batch.get("question_at", ())) for batch in batches),
-            ],
-            device=device,
-        )
+        for batch in batches:
+            batch["weight"] = torch.ones(len(batch["answer"]), device=device)
+        if batches and self.accelerator.gradient_state.end_of_dataloader:
+            self._leave_out_repeats(batches[-1])
+        counts = torch.zeros(2, dtype=torch.int64, device=device)
+        for batch in batches:
+            counts[0] += batch["weight"].sum().long()
+            if "question_token" in batch:
+                counts[1] += (batch["question_token"] >= 0).sum()
         return batches, self.accelerator.reduce(counts, "sum")
+
+    def _leave_out_repeats(self, batch: dict[str, Any]) -> None:
+        """Of an epoch's last batch, drop what accelerate repeats so that all processes have one.
+
+        Its questions are dealt out in order, and those that fill up stand behind them.
+        """
+        size, dealt = self.args.train_batch_size, self.accelerator.dataloader_config
+        over = len(self.train_dataset) % (size * self.args.world_size)
+        if not over or self.args.dataloader_drop_last or dealt.split_batches:
+            return
+        real = over - self.args.process_index * size
+        batch["weight"][max(real, 0) :] = 0.0
+        if "question_token" in batch:
+            repeated = batch["weight"][batch["question_of"]] == 0
+            batch["question_token"] = batch["question_token"].masked_fill(repeated, -100)
 
     def compute_loss(
         self,
@@ -117,17 +179,18 @@ class OptionTrainer(FaultTolerantTrainer):
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
         """Loss of a micro-batch, normalised by the global batch's questions and tokens."""
-        scores, question_logprobs = option_scores(model, inputs)
-        per_question = self.question_losses(scores, inputs)
-        world = 1 if num_items_in_batch is None else self.args.world_size  # DDP averages gradients
+        scores, question_nll = option_scores(model, inputs)
+        losses = self.question_losses(scores, inputs)
         if num_items_in_batch is None:
-            n_questions = per_question.numel()
-            n_tokens = 0 if question_logprobs is None else question_logprobs.numel()
+            world, n_questions = 1, losses.numel()
+            n_tokens = len(inputs.get("question_token", ()))
         else:
+            world = self.args.world_size  # data-parallel processes average their gradients
+            losses = losses * inputs["weight"]
             n_questions, n_tokens = num_items_in_batch.tolist()
-        loss = world * per_question.sum() / n_questions
-        if question_logprobs is not None:
-            loss = loss - world * self.question_weight * question_logprobs.sum() / n_tokens
+        loss = world * losses.sum() / n_questions
+        if question_nll is not None:
+            loss = loss + world * self.question_weight * question_nll / n_tokens
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
                 f"step {self.state.global_step}: the loss is {loss.item()} on questions "

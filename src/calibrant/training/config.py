@@ -65,6 +65,10 @@ class CalibrationConfig(TrainingArguments):
         those of memorised questions (rcft).
     e_steps_per_epoch : refreshes of the E-step in each epoch (rcft); 0 makes one before training
         and freezes it, as published.
+    e_step_share : calibration questions scored in an epoch, per training question, shared out over
+        its refreshes; .15 costs about a twentieth of the training (rcft with held-out questions
+        and refreshes; the others score them all). In the first epoch all are scored before
+        training and the refreshes take what training itself has just read.
     e_step_bins, e_step_shrinkage, e_step_decay : see `ConfidenceMap`.
     early_stopping_patience : evaluations without a better one before the run stops; None never
         stops it. Needs ``load_best_model_at_end``. Which is better ``metric_for_best_model`` says,
@@ -94,6 +98,7 @@ class CalibrationConfig(TrainingArguments):
     calibration_fraction: float = 0.2
     e_step_data: str = "held-out"
     e_steps_per_epoch: int = 4
+    e_step_share: float = 0.15
     e_step_bins: int = 10
     e_step_shrinkage: float = 10.0
     e_step_decay: float = 0.5
@@ -138,6 +143,7 @@ class CalibrationConfig(TrainingArguments):
             ("ece_weight", 0, float("inf")),
             ("anchor_weight", 0, float("inf")),
             ("e_steps_per_epoch", 0, float("inf")),
+            ("e_step_share", 1e-9, float("inf")),
             ("e_step_bins", 1, float("inf")),
             ("e_step_shrinkage", 0, float("inf")),
             ("e_step_decay", 0, 1 - 1e-9),

@@ -112,6 +112,7 @@ class PreferenceTrainer(OptionTrainer):
                 self.model,
                 self.tokenizer,
                 self.train_dataset,
+                processes=self.processes,
                 show_progress=not self.args.disable_tqdm,
             )
             self._reference = dict(zip((q.id for q in self.train_dataset), scores, strict=True))

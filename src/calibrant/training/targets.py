@@ -48,9 +48,17 @@ class ConfidenceMap:
 
     def update(self, confidence: np.ndarray, correct: np.ndarray) -> None:
         """Refresh from N held-out questions: confidence (N,) in [0, 1], correct (N,) bool."""
+        self.add(*self.tally(confidence, correct))
+
+    def tally(self, confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Questions and right answers in each bin, two (B,) float64; nothing is refreshed."""
         table = bin_table_from_confidence(confidence, correct, n_bins=self.n_bins)
-        self.count = self.decay * self.count + table.count[0]
-        self.sum_correct = self.decay * self.sum_correct + table.sum_correct[0]
+        return table.count[0], table.sum_correct[0]
+
+    def add(self, count: np.ndarray, sum_correct: np.ndarray) -> None:
+        """Refresh from a tally."""
+        self.count = self.decay * self.count + count
+        self.sum_correct = self.decay * self.sum_correct + sum_correct
 
     def __call__(self, confidence: torch.Tensor) -> torch.Tensor:
         """g of each confidence, same shape and device, float32."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from calibrant.posthoc import TemperatureScaling
 from calibrant.prompts import EncodedQuestion, Prompt, encode
 from calibrant.questions import Question, Questions, split_questions
 from calibrant.scoring.local import score, score_encoded
+from calibrant.scoring.tokens import Tokens
 from calibrant.training.base import OptionTrainer
 from calibrant.training.config import CalibrationConfig
 from calibrant.training.losses import (
@@ -45,28 +47,36 @@ KNOWN = math.log(2)  # nats of an answer of probability 1/2: what CogCalib takes
 
 
 class EStepState(TrainerCallback, ExportableState):
-    """The E-step's statistics, kept where the Trainer saves and restores them with a checkpoint."""
+    """The E-step's statistics, kept where the Trainer saves and restores them with a checkpoint.
+
+    Attributes
+    ----------
+    step : optimiser step of the last refresh, -1 before the first.
+    statistics : of the `ConfidenceMap`, or None.
+    scored : calibration questions scored so far, for they are taken in turn.
+    seen : tally of the training questions read since the last refresh, or None.
+    """
 
     def __init__(self) -> None:
-        self.step = -1
-        self.statistics: dict[str, Any] | None = None
+        self.step, self.statistics, self.scored, self.seen = -1, None, 0, None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget an earlier training; one that is resumed goes on with what it knew."""
         if state.global_step == 0:
-            self.step, self.statistics = -1, None
+            vars(self).update(vars(EStepState()))
 
     def state(self) -> dict[str, Any]:
         """JSON-able state in the form the Trainer expects."""
-        return {"args": {}, "attributes": {"step": self.step, "statistics": self.statistics}}
+        return {"args": {}, "attributes": dict(vars(self))}
 
 
 class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
     """Fine-tune a language model so that its option probabilities mean what they say.
 
     A `transformers.Trainer` whose data are questions: accelerate, callbacks, checkpoints and the
-    hub work as they do there. Losses are means over the *global* batch, so gradient accumulation
-    changes nothing, nor does the number of processes where it divides the batches evenly.
+    hub work as they do there. Losses are means over the *global* batch, so neither gradient
+    accumulation nor the number of processes changes anything; the processes share the questions of
+    an E-step or an evaluation between them.
 
     Parameters
     ----------
@@ -112,7 +122,10 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         **kwargs: Any,
     ) -> None:
         encoded: list[EncodedQuestion] | None = None
-        self._calibration: list[EncodedQuestion] = []
+        self._calibration: Tokens | None = None
+        self._asked_once: set[str] = set()  # ids of questions that no other question repeats
+        self._tally = np.zeros((2, args.e_step_bins), dtype=np.int64)  # of this optimiser step
+        self._learnt = False  # whether the training questions have been trained on before
         self._labelled: set[str] = set()
         self._teacher: dict[str, np.ndarray] = {}  # question -> tempered probabilities, (K,)
         self.temperature = args.temperature or 1.0
@@ -133,11 +146,18 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
             encoded = encode(list(everything), processing_class, args.prompt)
             self._labelled = {q.id for q in train_dataset}
             if args.regularised:
-                self._calibration = (
+                in_sample = args.e_step_data == "training"
+                self._calibration = Tokens.of(
                     encoded
-                    if args.e_step_data == "training"
+                    if in_sample
                     else encode(list(calibration_dataset), processing_class, args.prompt)
                 )
+                times = Counter(train_dataset.groups)
+                self._asked_once = {
+                    q.id
+                    for q, group in zip(train_dataset, train_dataset.groups, strict=True)
+                    if times[group] == 1
+                }
         super().__init__(
             model=model,
             args=args,
@@ -157,7 +177,9 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         """Temper the model as it came (tempered-cft), then train; a resumed training as well."""
         if self.args.method == "tempered-cft":
             self._temper()
-        return super().train(*args, **kwargs)
+        result = super().train(*args, **kwargs)
+        self._learnt = True
+        return result
 
     def _temper(self) -> None:
         """Fit the temperature on the labelled questions; note every question's probabilities."""
@@ -174,7 +196,31 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         """Refresh the E-step when it is due, then train on a micro-batch."""
         if self.args.regularised and self._e_step_is_due():
             self.e_step()
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._forwards_are_held_out() and self.accelerator.sync_gradients:
+            tally = torch.as_tensor(self._tally, device=self.args.device)
+            tally = self.accelerator.reduce(tally, "sum").cpu().numpy()
+            self._tally = np.zeros_like(self._tally)
+            state = self._e_state()
+            state.seen = (tally + (0 if state.seen is None else state.seen)).tolist()
+        return loss
+
+    def forget_step(self) -> None:
+        """Forget what the micro-batches of this step have answered: they are asked again."""
+        self._tally[:] = 0
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """Loss of a micro-batch; what the model answered before learning from it is kept."""
+        loss, scores = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if num_items_in_batch is not None and self._forwards_are_held_out():
+            self._keep_tally(scores.detach(), inputs)
+        return (loss, scores) if return_outputs else loss
 
     def _e_step_is_due(self) -> bool:
         last, now = self._e_state().step, self.state.global_step
@@ -258,22 +304,66 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
     # -- the E-step ---------------------------------------------------------------------------
 
     def e_step(self) -> None:
-        """Score the calibration questions and refresh P(correct | confidence)."""
-        answers = self._answers_to(self._calibration)
-        answers = answers.with_logprobs(answers.logprobs / self.temperature)
-        g = self._confidence_map()
-        g.update(answers.confidence, answers.correct)
-        state = self._e_state()
-        state.statistics, state.step = g.state(), self.state.global_step
+        """Refresh P(correct | confidence).
 
-    def _answers_to(self, encoded: Sequence[EncodedQuestion]) -> AnswerTable:
+        In the first epoch a training question is read before the model has learnt from it, so what
+        was answered since the last refresh is held out, and costs nothing. Otherwise calibration
+        questions are scored, in turn, as many as `CalibrationConfig.e_step_share` allows.
+        """
+        state, g = self._e_state(), self._confidence_map()
+        if state.seen is not None and sum(state.seen[0]):
+            g.add(*np.array(state.seen, dtype=np.float64))
+        else:
+            g.update(*self._calibration_answers(state))
+        state.statistics, state.step, state.seen = g.state(), self.state.global_step, None
+
+    def _calibration_answers(self, state: EStepState) -> tuple[np.ndarray, np.ndarray]:
+        """Confidence and correctness of the calibration questions whose turn it is, two (N,)."""
+        args, pool = self.args, len(self._calibration)
+        n = pool
+        if self._shares_forwards():
+            refreshes = 1 if state.step < 0 else args.e_steps_per_epoch
+            n = min(pool, math.ceil(args.e_step_share * len(self.train_dataset) / refreshes))
+        order = np.random.default_rng(args.seed).permutation(pool)
+        asked = self._calibration.take(order[(state.scored + np.arange(n)) % pool])
+        state.scored += n
+        answers = self._answers_to(asked)
+        answers = answers.with_logprobs(answers.logprobs / self.temperature)
+        return answers.confidence, answers.correct
+
+    def _shares_forwards(self) -> bool:
+        args = self.args
+        return args.regularised and args.e_step_data == "held-out" and args.e_steps_per_epoch > 0
+
+    def _forwards_are_held_out(self) -> bool:
+        return self._shares_forwards() and self.state.epoch < 1 and not self._learnt
+
+    def _keep_tally(self, scores: torch.Tensor, inputs: dict[str, Any]) -> None:
+        """Add the answers to questions that no other training question repeats."""
+        confidence, predicted = (scores / self.temperature).softmax(dim=1).max(dim=1)
+        fresh = np.array([name in self._asked_once for name in inputs["ids"]])
+        fresh &= inputs["weight"].cpu().numpy() > 0
+        if not fresh.any():
+            return
+        correct = (predicted == inputs["answer"]).cpu().numpy()
+        tally = self._confidence_map().tally(confidence.cpu().numpy()[fresh], correct[fresh])
+        self._tally += np.stack(tally).astype(np.int64)  # (2, B)
+
+    def _answers_to(self, encoded: Sequence[EncodedQuestion] | Tokens) -> AnswerTable:
         """Answers to encoded questions under the current weights, not tempered."""
-        n, quiet = len(encoded), self.args.disable_tqdm
+        tokens = Tokens.of(encoded)
+        n = len(tokens)
         return AnswerTable(
-            ids=tuple(q.id for q in encoded),
-            logprobs=score_encoded(self.model, self.tokenizer, encoded, show_progress=not quiet),
-            labels=[q.answer for q in encoded],
-            n_options=[len(q.reads) for q in encoded],
+            ids=tokens.ids,
+            logprobs=score_encoded(
+                self.model,
+                self.tokenizer,
+                tokens,
+                processes=self.processes,
+                show_progress=not self.args.disable_tqdm,
+            ),
+            labels=tokens.answer,
+            n_options=tokens.n_options,
             option_mass=[math.nan] * n,
             tasks=("",) * n,
             groups=("",) * n,
@@ -307,6 +397,7 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
             self.tokenizer,
             questions,
             prompt=self.args.prompt,
+            processes=self.processes,
             show_progress=not self.args.disable_tqdm,
         )
         return answers.with_logprobs(answers.logprobs / self.temperature)
