@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from calibrant.answers import AnswerTable
     from calibrant.diagnosis.bounds import Bounds, bounds
     from calibrant.diagnosis.collapse import CollapseReport, collapse
+    from calibrant.diagnosis.plan import LabelPlan, plan
     from calibrant.diagnosis.regime import RegimeReport, regime
     from calibrant.diagnosis.report import CalibrationReport, evaluate
     from calibrant.diagnosis.verdict import Verdict, verdict
@@ -27,6 +28,7 @@ _HOME = {
     "CalibrationReport": "calibrant.diagnosis.report",
     "CollapseReport": "calibrant.diagnosis.collapse",
     "InputError": "calibrant.errors",
+    "LabelPlan": "calibrant.diagnosis.plan",
     "Prompt": "calibrant.prompts",
     "Question": "calibrant.questions",
     "Questions": "calibrant.questions",
@@ -39,6 +41,7 @@ _HOME = {
     "load_questions": "calibrant.questions",
     "metrics": "calibrant.metrics",
     "permutations": "calibrant.permutations",
+    "plan": "calibrant.diagnosis.plan",
     "posthoc": "calibrant.posthoc",
     "regime": "calibrant.diagnosis.regime",
     "score": "calibrant.scoring.local",
@@ -51,6 +54,7 @@ __all__ = [
     "CalibrationReport",
     "CollapseReport",
     "InputError",
+    "LabelPlan",
     "Prompt",
     "Question",
     "Questions",
@@ -64,6 +68,7 @@ __all__ = [
     "load_questions",
     "metrics",
     "permutations",
+    "plan",
     "posthoc",
     "regime",
     "score",

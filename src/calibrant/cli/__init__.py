@@ -19,6 +19,7 @@ VERBS = {
     "diagnose": "Tell whether a model can be calibrated at its accuracy, and by what.",
     "evaluate": "Measure the calibration of a model, or of an answer table.",
     "export": "Write a fine-tuned model as one folder, its adapter merged.",
+    "plan": "How many labelled questions it takes to show a calibration error or its change.",
     "predict": "Calibrated probabilities of a restored model for new questions.",
     "restore": "Restore a model's calibration; measure before and after.",
 }

@@ -39,6 +39,7 @@ from calibrant.metrics._intervals import (
     add_ordered_changes,
     agresti_min,
     cells_of,
+    error_change_high,
     l1_norm,
     read,
     simulate_floor,
@@ -254,14 +255,54 @@ def calibrated_upper_bounds(
     """
     rows = read_rows(probs, np.zeros(len(probs), dtype=np.int64), n_options)
     confidence = rows.probs.max(axis=1).astype(np.float64)
-    index = bin_index(confidence, n_bins)
     rng = np.random.default_rng((seed, 4))
+    return np.sort(calibrated_ece_bounds(confidence, n_draws, n_bins, rng))
+
+
+def calibrated_ece_bounds(
+    confidence: Floats, n_draws: int, n_bins: int, rng: np.random.Generator
+) -> Floats:
+    """`calibrated_upper_bounds` of confidences, in the order drawn."""
+    index = bin_index(confidence, n_bins)
     bounds = []
     for _ in range(n_draws):
         hit = rng.random(len(confidence)) < confidence
         m = moments(top_cells(confidence, hit, index, n_bins), None)
         bounds += invert(m, m.draws(rng, 400), l1_norm, [0.05], shrink=False)
-    return np.sort(bounds)
+    return np.array(bounds)
+
+
+def ece_change_highs(
+    before: Floats,
+    after: Floats,
+    right: Floats,
+    n: int,
+    n_draws: int,
+    n_bins: int,
+    rng: np.random.Generator,
+) -> Floats:
+    """Upper ends of 95 % intervals of a change of conf-ECE, in samples of a known population.
+
+    Parameters
+    ----------
+    before, after : (M,) float64. Confidences of two models in the same prediction.
+    right : (M,) float64. True probability that it is right.
+    n : questions of a sample, drawn with replacement. n_draws : samples.
+
+    Returns
+    -------
+    (n_draws,) float64, as ``high`` of `compare_intervals`.
+    """
+    plan = Plan(None, (), n_bins, 400, 0.95, 0, DEFAULTS)
+    highs = []
+    for seed in range(n_draws):
+        rows = rng.integers(len(right), size=n)
+        hit = rng.random(n) < right[rows]
+        first, last = (
+            top_cells(c, hit, bin_index(c, n_bins), n_bins) for c in (before[rows], after[rows])
+        )
+        highs.append(error_change_high(first, last, plan._replace(seed=seed)))
+    return np.array(highs)
 
 
 def paired_bootstrap(
