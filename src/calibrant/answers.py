@@ -411,19 +411,22 @@ class AnswerTable:
 
         try:
             table = pq.read_table(path)
+            table.validate(full=True)
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file, expected an answer table") from None
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
-        notes = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"null"))
-        if notes is None:
-            raise InputError(f"{path}: Parquet, but not an answer table written by calibrant")
-        if notes["format_version"] > FORMAT_VERSION:
-            raise InputError(
-                f"{path}: answer table format {notes['format_version']}, this version reads up to "
-                f"{FORMAT_VERSION}; upgrade calibrant"
-            )
-        columns = {"id", "option_logprobs", "option_mass", "label", "task", "group"}
-        if missing := columns - set(table.column_names):
-            raise InputError(f"{path}: answer table lacks the column(s) {sorted(missing)}")
+        provenance = _provenance_of(path, (table.schema.metadata or {}).get(_METADATA_KEY))
+        _check_columns(path, table)
+        try:
+            return cls._of_arrow(table, provenance)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+    @classmethod
+    def _of_arrow(cls, table: Any, provenance: dict[str, Any]) -> AnswerTable:
+        import pyarrow as pa
+
         logprobs, n_options = _matrix(table.column("option_logprobs"), -np.inf)
         orders = None
         if "order" in table.column_names:
@@ -437,9 +440,60 @@ class AnswerTable:
             option_mass=mass.to_numpy(),  # null becomes NaN
             tasks=tuple(table.column("task").to_pylist()),
             groups=tuple(table.column("group").to_pylist()),
-            provenance=notes["provenance"],
+            provenance=provenance,
             orders=orders,
         )
+
+
+def _provenance_of(path: str | os.PathLike[str], metadata: bytes | None) -> dict[str, Any]:
+    """Provenance in a file's metadata, if this version can read the file."""
+    if metadata is None:
+        raise InputError(f"{path}: Parquet, but not an answer table written by calibrant")
+    try:
+        notes = json.loads(metadata)
+        version, provenance = notes["format_version"], notes["provenance"]
+        usable = type(version) is int and version >= 1 and isinstance(provenance, dict)
+    except (ValueError, RecursionError, TypeError, KeyError):
+        usable, version = False, 1
+    if type(version) is int and version > FORMAT_VERSION:
+        raise InputError(
+            f"{path}: answer table format {version}, this version reads up to {FORMAT_VERSION}; "
+            "upgrade calibrant"
+        )
+    if not usable:
+        raise InputError(
+            f"{path}: its metadata are damaged; expected an answer table written by calibrant"
+        )
+    return dict(provenance)
+
+
+def _check_columns(path: str | os.PathLike[str], table: Any) -> None:
+    """Refuse a table whose columns are not of the types that `save` writes."""
+    from pyarrow import types
+
+    def is_list(of: Any) -> Any:
+        return lambda kind: types.is_list(kind) and of(kind.value_type)
+
+    expected = {
+        "id": ("strings", types.is_string),
+        "option_logprobs": ("lists of decimal numbers", is_list(types.is_floating)),
+        "option_mass": ("decimal numbers", types.is_floating),
+        "label": ("whole numbers", types.is_integer),
+        "task": ("strings", types.is_string),
+        "group": ("strings", types.is_string),
+        "order": ("lists of whole numbers", is_list(types.is_integer)),
+    }
+    optional = {"order"}
+    if missing := set(expected) - optional - set(table.column_names):
+        raise InputError(f"{path}: answer table lacks the column(s) {sorted(missing)}")
+    for name, (what, fits) in expected.items():
+        if name not in table.column_names:
+            continue
+        column = table.column(name)
+        nulls = column.null_count and name != "option_mass"
+        if table.column_names.count(name) > 1 or nulls or not fits(column.type):
+            found = f"{column.type} with {column.null_count} missing"
+            raise InputError(f"{path}: column {name} holds {found}, expected {what}")
 
 
 def _checked_orders(

@@ -106,6 +106,8 @@ def _columns(path: Path, header: Sequence[str]) -> _Columns:
     for name in header:
         if match := _COLUMN.fullmatch(name):
             found.setdefault(match["stem"], {})[match["option"]] = name
+    if not any(header):
+        raise InputError(f"{path}: is empty, expected {EXPECTED}")
     shown = ", ".join(header[:12]) + (", …" if len(header) > 12 else "")
     if twins := [name for name in header if name and list(header).count(name) > 1]:
         raise InputError(f"{path}: column {twins[0]!r} occurs twice in the header")

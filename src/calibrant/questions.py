@@ -750,7 +750,7 @@ def _validated(
         questions.append(question)
     if not questions:
         raise InputError(
-            f"{name}: no valid question"
+            f"{name}: no valid question, expected at least one"
             + (f", all {len(skipped)} rows are invalid; the first: {skipped[0]}" if skipped else "")
         )
     return questions, skipped

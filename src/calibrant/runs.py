@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from calibrant import posthoc
 from calibrant.answers import AnswerTable, is_answer_table
 from calibrant.errors import InputError
-from calibrant.files import replacing_folder, write_text
+from calibrant.files import read_json, replacing_folder, write_text
 from calibrant.foreign import FILE_TYPES, read_table
+from calibrant.prompts import Prompt
 from calibrant.scoring.harness import Metric as HarnessMetric
 from calibrant.scoring.harness import harness_logs, read_harness_log
 from calibrant.scoring.journal import Journal
@@ -153,6 +154,11 @@ def read_answers(
         If there are none, or one cannot be read.
     """
     path = Path(path)
+    if not path.exists():
+        raise InputError(
+            f"{path}: no such file or folder; expected a run folder, a file of answers, or lm-eval "
+            "output"
+        )
     if path.is_file():
         table = _read_file(path, metric)
         return {set_name(str(table.provenance.get("task") or path.name)): table}
@@ -257,9 +263,9 @@ class Restored:
         ----------
         partial : folder that keeps what is finished, see `calibrant.score`.
         """
+        calibrator = self.calibrator  # read first: what is wrong with it is known at once
         from calibrant.scoring.local import score
 
-        calibrator = self.calibrator
         model, tokenizer = self._network
         answers = score(
             model, tokenizer, questions, prompt=self.settings["prompt"], partial=partial
@@ -293,14 +299,14 @@ class Restored:
             If the run folder this model stands in, or its answers, are not there any more.
         """
         report = self.folder.parent / "report.json"
-        try:
-            domains = json.loads(report.read_text(encoding="utf-8"))["sets"]
-            names = [name for name, domain in domains.items() if domain == "in"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        content = read_json(report)
+        domains = content.get("sets") if isinstance(content, dict) else None
+        names = [n for n, d in domains.items() if d == "in"] if isinstance(domains, dict) else []
+        if not names:
             raise InputError(
-                f"{report}: does not say which test sets are of the domain ({error}); expected the "
-                "report of the run that made this model, beside its folder"
-            ) from error
+                f"{report}: names no test set of the domain; expected the report of the run that "
+                "made this model, beside its folder"
+            )
         tables = [AnswerTable.load(self.folder / "answers" / f"{name}.parquet") for name in names]
         whole = AnswerTable.pool(tables)
         first = {group: row for row, group in reversed(list(enumerate(whole.groups)))}
@@ -352,6 +358,8 @@ def load(folder: str | os.PathLike[str], *, device: str = "auto") -> Restored:
         If the folder holds no restored model, or several.
     """
     path = Path(folder)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; expected one that calibrant restore made")
     found = [path] if (path / "restored.json").is_file() else []
     found = found or sorted(p.parent for p in path.glob("*/restored.json"))
     if len(found) != 1:
@@ -361,10 +369,7 @@ def load(folder: str | os.PathLike[str], *, device: str = "auto") -> Restored:
             "the folder of one method"
         )
     file = found[0] / "restored.json"
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read as JSON: {error}") from error
+    settings = read_json(file)
     _check_settings(file, settings)
     return Restored(found[0], settings, device)
 
@@ -385,6 +390,23 @@ def _check_settings(file: Path, settings: Any) -> None:
             raise InputError(
                 f"{file}: {name} {settings[name]!r}, expected a restored.json of calibrant"
             )
+    try:
+        Prompt.of(settings["prompt"])
+    except (InputError, TypeError) as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+@contextmanager
+def discarded_if_unstarted(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Remove a run folder made in the block, if bad input ends it before there is any result."""
+    path = Path(folder)
+    new = not path.exists()
+    try:
+        yield
+    except InputError:
+        if new and {p.name for p in path.rglob("*") if p.is_file()} == {"config.yaml"}:
+            shutil.rmtree(path)
+        raise
 
 
 def pair_answers(

@@ -7,7 +7,7 @@ from calibrant.answers import AnswerTable
 from calibrant.cli import run
 from calibrant.diagnosis.plan import plan
 from calibrant.errors import InputError
-from calibrant.metrics.inference import bootstrap_interval, compare_intervals
+from calibrant.metrics.inference import bootstrap_interval, compare_intervals, ece_change_highs
 
 SIMULATIONS = 100
 # Three standard deviations of a share of .8 in so many simulations, and a tenth of N: z moves by
@@ -34,6 +34,25 @@ def test_the_tolerance_is_shown_as_often_as_planned():
     assert abs(met / SIMULATIONS - 0.8) < MARGIN
 
 
+def test_a_change_is_judged_by_the_interval_of_the_verdict():
+    rng = np.random.default_rng(4)
+    sharp, truth, _ = world(400, rng, 0.7)
+    # Confidences above one half, so that two options can carry them.
+    before, after, right = (0.5 + x.max(axis=1) / 2 for x in (sharp, truth, truth))
+    highs = ece_change_highs(before, after, right, 300, 1, 10, np.random.default_rng(5))
+    draw = np.random.default_rng(5)
+    rows = draw.integers(400, size=300)
+    hit = draw.random(300) < right[rows]
+    found = compare_intervals(
+        *(np.stack([c[rows], 1 - c[rows]], axis=1) for c in (before, after)),
+        np.where(hit, 0, 1),
+        metrics=("conf_ece",),
+        n_resamples=400,
+    )
+    assert highs[0] == pytest.approx(found.difference["conf_ece"].high, abs=1e-4)
+
+
+@pytest.mark.slow
 def test_a_change_is_shown_as_often_as_planned():
     """From over-confident to calibrated, in a world that `plan` knows by three numbers only."""
     rng = np.random.default_rng(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing about a user is sent
     try:
         result: Any = cli.main(arguments, prog_name="calibrant", standalone_mode=False)
     except click.UsageError as error:

@@ -47,7 +47,7 @@ def command(base: str, aligned: tuple[str, ...], output_dir: str, seed: int, **a
 
     from calibrant.diagnosis.collapse import collapse
     from calibrant.report.collapse import collapse_table, letter_table, write_collapse
-    from calibrant.runs import open_run, versions
+    from calibrant.runs import discarded_if_unstarted, open_run, versions
     from calibrant.scoring.processes import Processes
 
     sources = (base, *aligned)
@@ -59,19 +59,20 @@ def command(base: str, aligned: tuple[str, ...], output_dir: str, seed: int, **a
     settings = {"base": base, "aligned": list(aligned), "seed": seed, **_plain(asked)}
     config = {"command": "collapse", "settings": settings, "versions": versions()}
     folder, processes = Path(output_dir), Processes.join()
-    if processes.rank == 0:
-        open_run(folder, config)
-    tables = {
-        name: _answers(source, folder / STAGES / _slug(name), seed, processes, asked)
-        for name, source in zip(names, sources, strict=True)
-    }
-    if processes.rank > 0:
-        return
-    first = tables[names[0]]
-    reports = {
-        name: collapse(None if name == names[0] else first, table, seed=seed)
-        for name, table in tables.items()
-    }
+    with discarded_if_unstarted(folder):
+        if processes.rank == 0:
+            open_run(folder, config)
+        tables = {
+            name: _answers(source, folder / STAGES / _slug(name), seed, processes, asked)
+            for name, source in zip(names, sources, strict=True)
+        }
+        if processes.rank > 0:
+            return
+        first = tables[names[0]]
+        reports = {
+            name: collapse(None if name == names[0] else first, table, seed=seed)
+            for name, table in tables.items()
+        }
     console = Console()
     console.print(collapse_table(reports, intervals=False).to_rich())
     console.print(letter_table(reports, intervals=False).to_rich())

@@ -41,10 +41,28 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | No
             raise click.BadParameter(
                 f"{path}: unknown key {key!r}; expected of {', '.join(sorted(known))}"
             )
-        if value is not None:
-            several = option.multiple or option.nargs == -1
-            defaults[option.name] = [value] if several and not isinstance(value, list) else value
+        if value is None:
+            continue
+        several = option.multiple or option.nargs == -1
+        values_of = value if several and isinstance(value, list) else [value]
+        for each in values_of:
+            if expected := _unfit(option, each):
+                raise click.BadParameter(f"{path}: {key} is {each!r}, expected {expected}")
+        defaults[option.name] = values_of if several else value
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _unfit(option: click.Parameter, value: Any) -> str:
+    """What is expected of an option, "" if the value from YAML is that: 3.5 is not taken for 3."""
+    if isinstance(option.type, click.types.UnprocessedParamType | _PromptType):
+        return ""
+    if getattr(option, "is_flag", False):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(value, bool | list | dict):
+        return "one value"
+    if isinstance(option.type, click.types.IntParamType) and isinstance(value, float):
+        return "a whole number"
+    return ""
 
 
 def config_option(function: F) -> F:

@@ -393,7 +393,7 @@ def _check_version(values: dict[str, Any], version: int, what: str) -> None:
 def _parse(text: str, what: str) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"not a {what}: invalid JSON: {error}") from error
     return values
 

@@ -6,7 +6,6 @@ import json
 import math
 import os
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from calibrant.answers import AnswerTable
 from calibrant.errors import InputError
-from calibrant.files import write_text
+from calibrant.files import read_json, write_text
 
 FORMAT_VERSION = 1
 
@@ -99,10 +98,7 @@ class Fields:
     @classmethod
     def of_file(cls, path: str | os.PathLike[str]) -> Self:
         """Read a file, and refuse what a newer version of calibrant wrote."""
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+        content = read_json(path)
         fields = cls(path, content if isinstance(content, dict) else {})
         version = fields.content.get("format_version", 1)  # the first files carried none
         if not isinstance(version, int) or version > FORMAT_VERSION:

@@ -201,7 +201,7 @@ def _rows(path: Path) -> Iterator[_Row]:
 def _object(line: str, place: str) -> dict[str, Any]:
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: invalid JSON ({error}), expected a row of lm-eval") from None
     if not isinstance(values, dict):
         raise InputError(f"{place}: expected a JSON object, a row of lm-eval --log_samples")
@@ -214,6 +214,8 @@ def _row(values: dict[str, Any], place: str) -> _Row:
         raise InputError(
             f"{place}: lacks {', '.join(missing)}; expected a row of lm-eval --log_samples"
         )
+    if type(values["doc_id"]) not in (int, str):
+        raise InputError(f"{place}: doc_id {values['doc_id']!r}, expected a number")
     try:
         given = values["arguments"]
         pairs = [given[f"gen_args_{i}"] for i in range(len(given))]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from calibrant.errors import InputError
+from calibrant.files import read_json
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -240,11 +240,11 @@ def merged(model: Any) -> Any:
 
 def _base_of(adapter_config: Path) -> str:
     """Name of the model an adapter sits on."""
-    try:
-        base = json.loads(adapter_config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, OSError) as error:
+    content = read_json(adapter_config)
+    base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
+    if not isinstance(base, str) or not base:
         raise InputError(
-            f"{adapter_config}: names no base model ({error!r}); expected the JSON field "
+            f"{adapter_config}: names no base model; expected the JSON field "
             "base_model_name_or_path"
-        ) from error
-    return str(base)
+        )
+    return base
