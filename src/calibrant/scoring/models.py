@@ -75,8 +75,9 @@ def load_model(
     base, gguf_file = _gguf(_base_of(config) if config.is_file() else model, gguf_file)
     tokenizer = load_tokenizer(model, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
     with _explained(f"model {model!r}", f" on {device!r}"):
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded, report = AutoModelForCausalLM.from_pretrained(
             base,
+            output_loading_info=True,
             dtype=getattr(torch, dtype),
             device_map=device_map or (device if quantize else None),
             trust_remote_code=trust_remote_code,
@@ -84,6 +85,11 @@ def load_model(
             **_of_gguf(gguf_file),
             **_quantization(quantize, gguf_file, getattr(torch, dtype)),
         )
+        if missing := sorted(report["missing_keys"]):  # transformers would make them up
+            raise InputError(
+                f"model {model!r} lacks {len(missing)} of its weights (first: {missing[0]}); "
+                "expected a causal language model with all of them"
+            )
         if device_map is None and quantize is None:
             loaded = loaded.to(device)
         if config.is_file() and adapter:
@@ -111,11 +117,9 @@ def _explained(what: str, where: str = "") -> Iterator[None]:
     """Turn every failure to load a model into one clear error."""
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, AssertionError) as error:
-        # transformers turns every failure to find a model into one of these; a device that is not
-        # there is a RuntimeError or AssertionError.
+    except Exception as error:  # of transformers, tokenizers, safetensors, gguf and peft: dozens
         reason = " ".join(str(error).split())
         raise InputError(
             f"{what} cannot be loaded{where}: {reason[:600]}; expected a Hub id, a folder that "

@@ -1,0 +1,245 @@
+"""Every block of code in README and docs, run or read as a reader would.
+
+Python blocks of a page run in order, in a folder where the files they name lie ready. Commands are
+read by the command line itself (an option that is gone is an error), and in the slow run carried
+out, on a tiny model. A block that cannot be run here says why, in a comment above it:
+``<!-- not run: reason -->``.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import bad_inputs
+from calibrant.cli import cli, run
+from helpers import make_model, make_questions
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LANGUAGES = {"", "sh", "python", "json", "csv", "yaml"}
+FENCE = re.compile(
+    r"(?:^<!-- not run: (?P<reason>[^>]+) -->\n)?"
+    r"^```(?P<language>[^\n`]*)\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+MODEL = "models/smollm2-135m-instruct"
+# Words that stand for the reader's own model, and Hub ids.
+STANDS_FOR_MODEL = re.compile(r"MODEL|BASE|SFT|DPO|ALIGNED|[\w-]+/[\w.-]+-Instruct")
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    code: str
+    reason: str | None
+
+    @property
+    def commands(self):
+        """Lines that call calibrant, continued lines joined, comments left out."""
+        joined = self.code.replace("\\\n", " ")
+        return [
+            shlex.split(line, comments=True)
+            for line in joined.splitlines()
+            if line.startswith("calibrant ") and self.language in ("", "sh")
+        ]
+
+
+def blocks(page):
+    text = page.read_text()
+    return [
+        Block(
+            page,
+            text.count("\n", 0, found.start()) + 1,
+            found["language"].strip(),
+            found["code"],
+            found["reason"],
+        )
+        for found in FENCE.finditer(text)
+    ]
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+WITH_PYTHON = [p for p in PAGES if any(b.language == "python" for b in blocks(p))]
+WITH_COMMANDS = [p for p in PAGES if any(b.commands and not b.reason for b in blocks(p))]
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+def test_blocks_are_of_languages_that_are_looked_at():
+    odd = [f"{name(b.page)}:{b.line}: {b.language}" for b in BLOCKS if b.language not in LANGUAGES]
+    assert not odd
+
+
+def test_few_blocks_are_not_run():
+    excused = [b for b in BLOCKS if b.reason]
+    assert len(excused) <= len(BLOCKS) / 4
+    assert all(b.language in ("sh", "") for b in excused), "Python blocks always run"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_data_blocks_are_valid(page):
+    for block in blocks(page):
+        if block.language == "json":
+            for line in block.code.splitlines():
+                json.loads(line)
+        if block.language == "yaml":
+            yaml.safe_load(block.code)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_are_understood(page):
+    """The command line reads every command, those that are not run as well."""
+    for block in blocks(page):
+        for _, verb, *arguments in block.commands:
+            if verb == "--help":
+                continue
+            command = cli.get_command(None, verb)
+            assert command is not None, f"{name(page)}:{block.line}: no verb {verb}"
+            command.make_context(verb, list(arguments))
+
+
+# -- a folder with all that the pages name ----------------------------------------------------------
+
+
+def _rows(questions, labelled=True):
+    for q in questions:
+        row = {"id": q.id, "question": q.question, "choices": list(q.choices)}
+        yield json.dumps(row | ({"answer": q.answer} if labelled else {})) + "\n"
+
+
+def _texts(n, seed, labelled=True):
+    rng = np.random.default_rng(seed)
+    lines = ["text,label\n" if labelled else "text\n"]
+    for i in range(n):
+        words = " ".join(rng.choice(["dull", "long", "bright", "funny"], 3))
+        label = f",{rng.choice(['positive', 'negative'])}" if labelled else ""
+        lines.append(f"A {words} film number {seed}-{i}.{label}\n")
+    return "".join(lines)
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory, tokenizer):
+    """Model, questions, answers and a run folder, under the names the pages use."""
+    import calibrant as cal
+    from peft import LoraConfig, get_peft_model
+
+    folder = tmp_path_factory.mktemp("workshop")
+    (folder / "models").mkdir()
+    make_model().save_pretrained(folder / MODEL)
+    tokenizer.save_pretrained(folder / MODEL)
+    sets = {"train": 60, "test": 40, "other": 30, "new": 12}
+    questions = {
+        part: make_questions(n, seed=seed, prefix=part, k_min=4, k_max=4)
+        for seed, (part, n) in enumerate(sets.items())
+    }
+    for part, found in questions.items():
+        text = "".join(_rows(found, labelled=part != "new"))
+        (folder / f"{part}.jsonl").write_text(text)
+    (folder / "reviews.csv").write_text(_texts(40, 1))
+    (folder / "reviews-test.csv").write_text(_texts(30, 2))
+    (folder / "new-reviews.csv").write_text(_texts(10, 3, labelled=False))
+    cells = [f"r{i},{i % 2},{0.1 + 0.8 * (i % 3) / 2},{0.9 - 0.8 * (i % 3) / 2}" for i in range(60)]
+    (folder / "probabilities.csv").write_text("\n".join(["id,label,p_0,p_1", *cells]) + "\n")
+    logs = (
+        bad_inputs.log(
+            doc_id=i,
+            target=str(i % 2),
+            acc=float(i % 2 == (i % 3 > 0)),
+            filtered_resps=[["-2.5", "False"], [str(-3.0 + (i % 3)), "True"]],
+        )
+        for i in range(40)
+    )
+    (folder / "samples_arc_easy_2026-01-01T00-00-00.000000.jsonl").write_text("".join(logs))
+    model = make_model()
+    model.name_or_path = MODEL
+    tables = {p: cal.score(model, tokenizer, q, prompt="cloze") for p, q in questions.items()}
+    names = ("train", "test", "before", "after", "answers")
+    for file in names:
+        tables[file if file in tables else "test"].save(folder / f"{file}.parquet")
+    run_folder = folder / "runs" / "restore"
+    for method in ("before", "temperature", "cft"):
+        (run_folder / method / "answers").mkdir(parents=True)
+        tables["test"].save(run_folder / method / "answers" / "test.parquet")
+        tables["train"].save(run_folder / method / "answers" / "train.parquet")
+        settings = {
+            "method": method, "model": MODEL, "prompt": "cloze", "dtype": "float32",
+            "gguf_file": None,
+        }  # fmt: skip
+        if method != "before":
+            (run_folder / method / "restored.json").write_text(json.dumps(settings))
+    cal.posthoc.ExpectationConsistency().fit(tables["train"]).save(
+        run_folder / "temperature" / "calibrator.json"
+    )
+    adapted = get_peft_model(make_model(), LoraConfig(r=2, target_modules="all-linear"))
+    adapted.save_pretrained(run_folder / "cft" / "adapter")
+    report = {"sets": {"test": "in", "train": "train"}}
+    (run_folder / "report.json").write_text(json.dumps(report))
+    tables["labelled"], tables["others"] = tables["train"], tables["test"]
+    return folder, questions, tables
+
+
+@pytest.fixture
+def there(workshop, tmp_path, monkeypatch):
+    """A fresh copy of the workshop, and we are in it."""
+    copy = tmp_path / "workshop"
+    shutil.copytree(workshop[0], copy)
+    monkeypatch.chdir(copy)
+    return copy
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name)
+def test_python_blocks_run(page, there, workshop, tokenizer):
+    import calibrant as cal
+
+    _, questions, tables = workshop
+    names = {
+        "cal": cal, "model": make_model(), "tokenizer": tokenizer, "questions": questions["test"],
+        "train": questions["train"], "test": questions["test"], "labelled": tables["labelled"],
+        "others": tables["others"], "answers": tables["test"],
+    }  # fmt: skip
+    for block in blocks(page):
+        if block.language == "python":
+            place = f"{name(page)}:{block.line}"
+            exec(compile("\n" * block.line + block.code, place, "exec"), names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=name)
+def test_commands_run(page, there, capsys):
+    for block in blocks(page):
+        for _, *words in [] if block.reason else block.commands:
+            arguments = [STANDS_FOR_MODEL.sub(MODEL, w) if w.isupper() or "/" in w else w
+                         for w in words]  # fmt: skip
+            files = [hit for w in arguments for hit in _expanded(w)]
+            assert run(files) == 0, f"{name(page)}:{block.line}: {' '.join(words)}"
+            shutil.rmtree("runs/evaluate", ignore_errors=True)
+
+
+def _expanded(word):
+    found = sorted(str(p) for p in Path().glob(word)) if "*" in word else []
+    return found or [word]
+
+
+def test_the_checks_see_what_is_wrong(tmp_path):
+    """An option that is gone and broken data are found."""
+    page = tmp_path / "page.md"
+    page.write_text("```sh\ncalibrant plan --gone 3\n```\n```json\n{\n```\n")
+    with pytest.raises(Exception, match="gone"):
+        test_commands_are_understood.__wrapped__(page) if hasattr(
+            test_commands_are_understood, "__wrapped__"
+        ) else test_commands_are_understood(page)
+    with pytest.raises(json.JSONDecodeError):
+        test_data_blocks_are_valid(page)
+    assert os.path.basename(page) == "page.md"
