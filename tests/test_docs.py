@@ -7,13 +7,13 @@ out, on a tiny model. A block that cannot be run here says why, in a comment abo
 """
 
 import json
-import os
 import re
 import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import yaml
@@ -110,7 +110,7 @@ def test_commands_are_understood(page):
             command.make_context(verb, list(arguments))
 
 
-# -- a folder with all that the pages name ----------------------------------------------------------
+# -- a folder with all that the pages name ------------------------------------------------------
 
 
 def _rows(questions, labelled=True):
@@ -132,8 +132,9 @@ def _texts(n, seed, labelled=True):
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory, tokenizer):
     """Model, questions, answers and a run folder, under the names the pages use."""
-    import calibrant as cal
     from peft import LoraConfig, get_peft_model
+
+    import calibrant as cal
 
     folder = tmp_path_factory.mktemp("workshop")
     (folder / "models").mkdir()
@@ -144,13 +145,28 @@ def workshop(tmp_path_factory, tokenizer):
         part: make_questions(n, seed=seed, prefix=part, k_min=4, k_max=4)
         for seed, (part, n) in enumerate(sets.items())
     }
+    model = make_model()
+    model.name_or_path = MODEL
+    rng = np.random.default_rng(0)
+    tables = {}
     for part, found in questions.items():
+        # The tiny model knows nothing: what it says is called right two times in three.
+        said = cal.score(model, tokenizer, found, prompt="cloze").predictions
+        answers = np.where(rng.random(len(found)) < 0.6, said, rng.integers(4, size=len(found)))
+        found = cal.Questions(
+            [replace(q, answer=int(a)) for q, a in zip(found, answers, strict=True)], part
+        )
+        questions[part] = found
+        tables[part] = cal.score(model, tokenizer, found, prompt="cloze")
         text = "".join(_rows(found, labelled=part != "new"))
         (folder / f"{part}.jsonl").write_text(text)
     (folder / "reviews.csv").write_text(_texts(40, 1))
     (folder / "reviews-test.csv").write_text(_texts(30, 2))
     (folder / "new-reviews.csv").write_text(_texts(10, 3, labelled=False))
-    cells = [f"r{i},{i % 2},{0.1 + 0.8 * (i % 3) / 2},{0.9 - 0.8 * (i % 3) / 2}" for i in range(60)]
+    likely = ".1,.9", ".9,.1"  # right in two of three
+    cells = [f"r{i},{i % 2},{likely[i % 2 == (i % 3 > 0)]}" for i in range(60)]
+    pair = {"prompt": "Name a fruit.", "chosen": "Apple", "rejected": "Brick"}
+    (folder / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 4)
     (folder / "probabilities.csv").write_text("\n".join(["id,label,p_0,p_1", *cells]) + "\n")
     logs = (
         bad_inputs.log(
@@ -162,9 +178,6 @@ def workshop(tmp_path_factory, tokenizer):
         for i in range(40)
     )
     (folder / "samples_arc_easy_2026-01-01T00-00-00.000000.jsonl").write_text("".join(logs))
-    model = make_model()
-    model.name_or_path = MODEL
-    tables = {p: cal.score(model, tokenizer, q, prompt="cloze") for p, q in questions.items()}
     names = ("train", "test", "before", "after", "answers")
     for file in names:
         tables[file if file in tables else "test"].save(folder / f"{file}.parquet")
@@ -207,7 +220,9 @@ def test_python_blocks_run(page, there, workshop, tokenizer):
     names = {
         "cal": cal, "model": make_model(), "tokenizer": tokenizer, "questions": questions["test"],
         "train": questions["train"], "test": questions["test"], "labelled": tables["labelled"],
-        "others": tables["others"], "answers": tables["test"],
+        "others": tables["others"], "answers": tables["test"], "sample": questions["test"][:10],
+        "other_questions": questions["other"], "dev_questions": questions["train"],
+        "answers_in_one_order": cal.score(make_model(), tokenizer, questions["test"]),
     }  # fmt: skip
     for block in blocks(page):
         if block.language == "python":
@@ -236,10 +251,7 @@ def test_the_checks_see_what_is_wrong(tmp_path):
     """An option that is gone and broken data are found."""
     page = tmp_path / "page.md"
     page.write_text("```sh\ncalibrant plan --gone 3\n```\n```json\n{\n```\n")
-    with pytest.raises(Exception, match="gone"):
-        test_commands_are_understood.__wrapped__(page) if hasattr(
-            test_commands_are_understood, "__wrapped__"
-        ) else test_commands_are_understood(page)
+    with pytest.raises(click.UsageError, match="gone"):
+        test_commands_are_understood(page)
     with pytest.raises(json.JSONDecodeError):
         test_data_blocks_are_valid(page)
-    assert os.path.basename(page) == "page.md"

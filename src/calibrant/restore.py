@@ -19,7 +19,14 @@ from calibrant.files import write_text
 from calibrant.posthoc import LABELLED, REFERENCED
 from calibrant.prompts import PMI_IS_FOR_SCORING, Prompt, PromptLike
 from calibrant.questions import Questions, drop_overlap, load_questions
-from calibrant.runs import TRAIN, answers_at, open_run, set_name, versions
+from calibrant.runs import (
+    TRAIN,
+    answers_at,
+    nothing_left_of_a_failure,
+    open_run,
+    set_name,
+    versions,
+)
 from calibrant.training import METHODS as FINE_TUNING
 
 POST_HOC = LABELLED | REFERENCED
@@ -171,7 +178,8 @@ def restore(
     folder = open_run(output_dir, config)
     result = Restoration(folder, settings, domains | {TRAIN: "train"}, notes=notes)
     work = _Work(settings, folder, train, tests | {TRAIN: train.sample(TRAIN_SAMPLE)}, say)
-    result.tables[BEFORE] = work.before()
+    with nothing_left_of_a_failure(folder):
+        result.tables[BEFORE] = work.before()
     for method in settings.methods:
         if method not in POST_HOC:
             result.tables[method] = work.fine_tune(method)

@@ -315,7 +315,8 @@ class Restored:
     def export(self, folder: str | os.PathLike[str]) -> Path:
         """Write model and tokenizer as one folder, the adapter merged, which anything can serve.
 
-        The sum is taken in float32 and written in the dtype the run had; safetensors only.
+        The sum is taken in float32 and written in the dtype the run had; safetensors only. A
+        calibrator that belongs to the weights comes along as ``calibrator.json``.
 
         Raises
         ------
@@ -344,6 +345,8 @@ class Restored:
         with replacing_folder(target) as draft:
             model.to(getattr(torch, self.settings["dtype"])).save_pretrained(draft)
             load_tokenizer(source, gguf_file=gguf_file).save_pretrained(draft)
+            if (calibrator := self.calibrator) is not None:
+                calibrator.save(draft / "calibrator.json")
         return target
 
 
@@ -394,19 +397,6 @@ def _check_settings(file: Path, settings: Any) -> None:
         Prompt.of(settings["prompt"])
     except (InputError, TypeError) as error:
         raise InputError(f"{file}: {error}") from None
-
-
-@contextmanager
-def discarded_if_unstarted(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Remove a run folder made in the block, if bad input ends it before there is any result."""
-    path = Path(folder)
-    new = not path.exists()
-    try:
-        yield
-    except InputError:
-        if new and {p.name for p in path.rglob("*") if p.is_file()} == {"config.yaml"}:
-            shutil.rmtree(path)
-        raise
 
 
 def pair_answers(

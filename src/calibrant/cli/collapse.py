@@ -47,7 +47,7 @@ def command(base: str, aligned: tuple[str, ...], output_dir: str, seed: int, **a
 
     from calibrant.diagnosis.collapse import collapse
     from calibrant.report.collapse import collapse_table, letter_table, write_collapse
-    from calibrant.runs import discarded_if_unstarted, open_run, versions
+    from calibrant.runs import nothing_left_of_a_failure, open_run, versions
     from calibrant.scoring.processes import Processes
 
     sources = (base, *aligned)
@@ -59,9 +59,9 @@ def command(base: str, aligned: tuple[str, ...], output_dir: str, seed: int, **a
     settings = {"base": base, "aligned": list(aligned), "seed": seed, **_plain(asked)}
     config = {"command": "collapse", "settings": settings, "versions": versions()}
     folder, processes = Path(output_dir), Processes.join()
-    with discarded_if_unstarted(folder):
-        if processes.rank == 0:
-            open_run(folder, config)
+    if processes.rank == 0:
+        open_run(folder, config)
+    with nothing_left_of_a_failure(folder):
         tables = {
             name: _answers(source, folder / STAGES / _slug(name), seed, processes, asked)
             for name, source in zip(names, sources, strict=True)

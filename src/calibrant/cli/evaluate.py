@@ -103,7 +103,6 @@ def command(
     from calibrant.diagnosis.report import evaluate
     from calibrant.report.folder import write_evaluation
     from calibrant.report.tables import report_table, task_table
-    from calibrant.runs import discarded_if_unstarted
     from calibrant.scoring.processes import Processes
 
     asking = len(model) == 1 and asked["questions"] is not None and not answers
@@ -130,9 +129,9 @@ def command(
             "--server needs one process: it sends --concurrency requests at once"
         )
     if asking:
-        output = output_dir or DEFAULT_FOLDER
-        with discarded_if_unstarted(output):
-            table, title, folder = _ask(output, seed, processes, model=model[0], **asked)
+        table, title, folder = _ask(
+            output_dir or DEFAULT_FOLDER, seed, processes, model=model[0], **asked
+        )
     else:
         sources = (*answers, *model)  # the shell makes several words of samples_*.jsonl
         table, title = _read(sources, lm_eval_metric)

@@ -108,11 +108,9 @@ def command(model: str, output_dir: str, **options: Any) -> None:  # fmt: skip
 
     from calibrant.report.folder import cost_table, restoration_tables, write_restoration
     from calibrant.restore import RestoreSettings, restore
-    from calibrant.runs import discarded_if_unstarted
 
     settings = RestoreSettings(model=model, **options)
-    with discarded_if_unstarted(output_dir):
-        result = restore(settings, output_dir, say=lambda line: click.echo(line, err=True))
+    result = restore(settings, output_dir, say=lambda line: click.echo(line, err=True))
     write_restoration(
         result.folder,
         title=f"{model}: calibration before and after ({settings.prompt} prompt)",
