@@ -88,6 +88,13 @@ def test_few_blocks_are_not_run():
     assert all(b.language in ("sh", "") for b in excused), "Python blocks always run"
 
 
+def test_links_of_the_readme_lead_somewhere():
+    """Those of the docs are looked at where the site is built."""
+    links = re.findall(r"\]\((?!http)([^)#]+)", (ROOT / "README.md").read_text())
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_data_blocks_are_valid(page):
     for block in blocks(page):
@@ -163,8 +170,8 @@ def workshop(tmp_path_factory, tokenizer):
     (folder / "reviews.csv").write_text(_texts(40, 1))
     (folder / "reviews-test.csv").write_text(_texts(30, 2))
     (folder / "new-reviews.csv").write_text(_texts(10, 3, labelled=False))
-    likely = ".1,.9", ".9,.1"  # right in two of three
-    cells = [f"r{i},{i % 2},{likely[i % 2 == (i % 3 > 0)]}" for i in range(60)]
+    said = [i % 2 if i % 3 else 1 - i % 2 for i in range(60)]  # right in two of three
+    cells = [f"r{i},{i % 2},{('.9,.1', '.1,.9')[k]}" for i, k in enumerate(said)]
     pair = {"prompt": "Name a fruit.", "chosen": "Apple", "rejected": "Brick"}
     (folder / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 4)
     (folder / "probabilities.csv").write_text("\n".join(["id,label,p_0,p_1", *cells]) + "\n")
@@ -196,6 +203,7 @@ def workshop(tmp_path_factory, tokenizer):
         run_folder / "temperature" / "calibrator.json"
     )
     adapted = get_peft_model(make_model(), LoraConfig(r=2, target_modules="all-linear"))
+    adapted.peft_config["default"].base_model_name_or_path = MODEL
     adapted.save_pretrained(run_folder / "cft" / "adapter")
     report = {"sets": {"test": "in", "train": "train"}}
     (run_folder / "report.json").write_text(json.dumps(report))
