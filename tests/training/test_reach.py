@@ -1,0 +1,139 @@
+"""Adapters, 4 bits, every weight; activations made again; configurations of accelerate."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from peft import LoraConfig
+
+from calibrant.scoring.models import load_model
+from calibrant.training import CalibrationConfig, CalibrationTrainer
+from helpers import make_model, make_questions
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture
+def make_trainer(tmp_path, tokenizer):
+    def make(model, peft_config=None, **changes):
+        args = CalibrationConfig(
+            output_dir=str(tmp_path / "out"),
+            **{
+                "method": "rcft",
+                "prompt": "cloze",
+                "per_device_train_batch_size": 8,
+                "max_steps": 15,
+                "learning_rate": 1e-2,
+                "save_strategy": "no",
+                "disable_tqdm": True,
+                "use_cpu": True,
+                "seed": 1,
+            }
+            | changes,
+        )
+        return CalibrationTrainer(
+            model=model,
+            args=args,
+            train_dataset=make_questions(32),
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+
+    return make
+
+
+def test_dora_trains_its_magnitudes_and_comes_back(make_trainer, tmp_path):
+    from peft import PeftModel
+
+    trainer = make_trainer(
+        make_model(), LoraConfig(r=4, target_modules="all-linear", use_dora=True)
+    )
+    start = {n: p.clone() for n, p in trainer.model.named_parameters() if "magnitude" in n}
+    before = trainer.evaluate(make_questions(32))["eval_nll"]
+    trainer.train()
+    assert trainer.evaluate(make_questions(32))["eval_nll"] < before - 0.1
+    assert len(start) == 14
+    for name, value in trainer.model.named_parameters():
+        assert name not in start or not torch.equal(value, start[name]), name
+    trainer.save_model(str(tmp_path / "adapter"))
+    again = PeftModel.from_pretrained(make_model(), str(tmp_path / "adapter")).state_dict()
+    for name, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(again[name], value, atol=0, rtol=0)
+
+
+def test_qlora_trains_an_adapter_on_weights_of_4_bits(make_trainer, tmp_path, tokenizer):
+    make_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    model, _ = load_model(str(tmp_path / "model"), device="cpu", quantize="nf4")
+    packed = {n: p.detach().clone() for n, p in model.named_parameters() if p.dtype == torch.uint8}
+    assert len(packed) == 14
+    trainer = make_trainer(
+        model, LoraConfig(r=4, target_modules="all-linear"), activation_checkpointing=True
+    )
+    before = trainer.evaluate(make_questions(32))["eval_nll"]
+    trainer.train()
+    assert trainer.evaluate(make_questions(32))["eval_nll"] < before - 0.1
+    for name, value in model.named_parameters():
+        trained = value.requires_grad
+        assert trained == ("lora_" in name), name
+        if trained:
+            assert value.dtype == torch.float32
+    now = {n.replace(".base_layer", ""): p for n, p in model.named_parameters()}
+    for name, value in packed.items():
+        assert torch.equal(now[name], value), name
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_activation_checkpointing_changes_no_bit_and_keeps_less(make_trainer, lora):
+    ends, kept = [], []
+    for again in (False, True):
+        trainer = make_trainer(
+            make_model(),
+            LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1) if lora else None,
+            activation_checkpointing=again,
+            max_steps=3,
+        )
+        stored = set()
+
+        def pack(tensor, stored=stored):
+            stored.add((tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            trainer.train()
+        kept.append(sum(size for _, size in stored))
+        ends.append({n: p.detach() for n, p in trainer.model.named_parameters()})
+    for name, value in ends[0].items():
+        assert torch.equal(ends[1][name], value), name
+    assert kept[1] < kept[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("ddp", DistributedType.MULTI_GPU, {}),
+        ("fsdp2", DistributedType.FSDP, {"fsdp_version": 2, "fsdp_reshard_after_forward": True}),
+        ("zero2", DistributedType.DEEPSPEED, {"zero_stage": 2}),
+        ("zero3", DistributedType.DEEPSPEED, {"zero_stage": 3, "zero3_save_16bit_model": True}),
+    ],
+)
+def test_accelerate_reads_the_configuration(name, kind, expected, monkeypatch):
+    """By its own loader, and by the launcher's parser, which turns it into the environment."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    file = RECIPES / "accelerate" / f"{name}.yaml"
+    config = load_config_from_file(str(file))
+    assert config.distributed_type == kind
+    assert config.num_processes == 8
+    parts = {**config.fsdp_config, **config.deepspeed_config}
+    assert expected.items() <= parts.items()
+    args = launch_command_parser().parse_args(["--config_file", str(file), "train.py"])
+    args, _, _ = _validate_launch_command(args)
+    assert args.num_processes == 8
+    assert bool(args.use_fsdp) == (kind == DistributedType.FSDP)
+    assert bool(args.use_deepspeed) == (kind == DistributedType.DEEPSPEED)
+    assert bool(args.multi_gpu) == (kind == DistributedType.MULTI_GPU)
+    for key, value in expected.items():
+        assert str(getattr(args, key)).lower() == str(value).lower(), key
