@@ -50,6 +50,7 @@ def make_model(architecture="llama", seed=0, vocab_size=512, **changes):
         GPT2Config,
         LlamaConfig,
         MistralConfig,
+        Olmo2Config,
         OPTConfig,
         Qwen2Config,
         Qwen3Config,
@@ -68,6 +69,7 @@ def make_model(architecture="llama", seed=0, vocab_size=512, **changes):
     configs = {
         "llama": lambda: LlamaConfig(**small | changes),
         "mistral": lambda: MistralConfig(**small | {"sliding_window": None} | changes),
+        "olmo2": lambda: Olmo2Config(**small | changes),
         "qwen2": lambda: Qwen2Config(**small | changes),
         # Attention and final logits are soft-capped, and every other layer sees a window only.
         "gemma2": lambda: Gemma2Config(

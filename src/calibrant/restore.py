@@ -32,7 +32,6 @@ from calibrant.training import METHODS as FINE_TUNING
 POST_HOC = LABELLED | REFERENCED
 METHODS = (*POST_HOC, *FINE_TUNING)
 BEFORE = "before"
-MICRO_BATCH = 4  # questions of a forward pass in training on a CPU; for memory, not the result
 TRAIN_SAMPLE = 250  # training questions scored after each method, to show the train-test gap
 
 
@@ -54,6 +53,16 @@ class RestoreSettings:
     epochs, learning_rate, batch_size, lora_rank, strength, ece_weight, question_weight, target,
     calibration_fraction : of the fine-tuning methods, see `CalibrationConfig`; ``lora_rank`` 0
         trains every weight, in float32. ``learning_rate`` None is 3e-4 for LoRA, 2e-5 without.
+    lora_alpha, lora_dropout, dora : of the adapter; ``lora_alpha`` None is the rank.
+    quantize : "nf4" trains the adapter on a base model of 4 bits (QLoRA).
+    activation_checkpointing : make activations again in the backward pass: less memory, a third
+        more time, the same result.
+    early_stopping : evaluations without a better one before training stops, four an epoch on a
+        tenth of the training questions that is then not trained on; the best weights are kept.
+        None trains to the end. best_by : "nll", "conf_ece", "brier" or "accuracy", which one is
+        better; a model that the verdict calls harmed or gamed never is.
+    report_to : "tensorboard", "wandb" or others that `transformers` knows.
+    push_to_hub : Hub id; each method's adapter goes to ``ID-METHOD``, a private repository.
     tolerance : conf-ECE the verdict counts as calibrated.
     """
 
@@ -76,6 +85,15 @@ class RestoreSettings:
     learning_rate: float | None = None
     batch_size: int = 8
     lora_rank: int = 32
+    lora_alpha: int | None = None
+    lora_dropout: float = 0.0
+    dora: bool = False
+    quantize: str | None = None
+    activation_checkpointing: bool = False
+    early_stopping: int | None = None
+    best_by: str = "nll"
+    report_to: tuple[str, ...] = ()
+    push_to_hub: str | None = None
     strength: float | None = None
     ece_weight: float = 1.0
     question_weight: float = 1.0
@@ -100,6 +118,11 @@ class RestoreSettings:
             )
         if self.overlap not in ("drop", "error", "keep"):
             raise InputError(f"overlap {self.overlap!r}, expected drop, error or keep")
+        if self.quantize is not None and not self.lora_rank:
+            raise InputError(
+                f"quantize {self.quantize!r}: weights of 4 bits cannot be trained; expected a "
+                "--lora-rank"
+            )
         if not self.train or not self.evaluate:
             raise InputError("expected at least one --train and one --eval source of questions")
 
@@ -296,7 +319,9 @@ class _Work:
         self.say(f"loading {s.model}")
         # AdamW's small steps are lost in bfloat16 weights; an adapter's own are float32 anyway.
         dtype = "float32" if s.dtype == "auto" and not s.lora_rank else s.dtype
-        return load_model(s.model, dtype=dtype, device=s.device, gguf_file=s.gguf_file)
+        return load_model(
+            s.model, dtype=dtype, device=s.device, gguf_file=s.gguf_file, quantize=s.quantize
+        )
 
     def base(self) -> tuple[Any, Any]:
         """Load the model as it came, once; training takes it away again."""
@@ -420,59 +445,37 @@ class _Work:
 
     def _train(self, method: str, model: Any, tokenizer: Any, target: Path) -> Any:
         from transformers import set_seed
-        from transformers.trainer_utils import get_last_checkpoint
 
         from calibrant.scoring.models import merged
-        from calibrant.training import CalibrationConfig, CalibrationTrainer
+        from calibrant.training import CalibrationTrainer
+        from calibrant.training.checkpoints import last_whole
+        from calibrant.training.tuning import adapter_config, training_arguments, validation_split
 
         s = self.settings
         self.say(f"{method}: training on {len(self.train):,} questions")
-        micro_batch = s.batch_size
-        if model.device.type == "cpu":
-            micro_batch = max(m for m in range(1, MICRO_BATCH + 1) if s.batch_size % m == 0)
         checkpoints = target / "checkpoints"
         checkpoints.mkdir(parents=True, exist_ok=True)
-        args = CalibrationConfig(
-            output_dir=str(checkpoints),
-            method=method,
-            prompt=Prompt.of(s.prompt).to_json(),
-            num_train_epochs=s.epochs,
-            learning_rate=s.learning_rate or (3e-4 if s.lora_rank else 2e-5),
-            per_device_train_batch_size=micro_batch,
-            gradient_accumulation_steps=s.batch_size // micro_batch,
-            strength=s.strength,
-            ece_weight=s.ece_weight,
-            question_weight=s.question_weight,
-            target=s.target,
-            calibration_fraction=s.calibration_fraction,
-            save_strategy="steps",
-            save_steps=50,
-            save_total_limit=1,
-            seed=s.seed,
-            use_cpu=model.device.type == "cpu",
+        questions, validation = validation_split(s, self.train)
+        args = training_arguments(
+            s,
+            method,
+            checkpoints,
+            on_cpu=model.device.type == "cpu",
+            n_questions=len(questions),
         )
         set_seed(s.seed)
-        peft_config = None
-        if s.lora_rank:
-            from peft import LoraConfig
-
-            peft_config = LoraConfig(
-                r=s.lora_rank, lora_alpha=s.lora_rank, target_modules="all-linear"
-            )
         trainer = CalibrationTrainer(
             model=model,
             args=args,
-            train_dataset=self.train,
+            train_dataset=questions,
+            eval_dataset=validation,
             processing_class=tokenizer,
-            peft_config=peft_config,
+            peft_config=adapter_config(s),
         )
-        for folder in checkpoints.glob("checkpoint-*"):
-            if not (folder / "trainer_state.json").exists():  # written last: this one is not whole
-                shutil.rmtree(folder)
-        last = get_last_checkpoint(str(checkpoints))
+        last = last_whole(checkpoints)
         earlier = self.cost(method).get("training_seconds", 0.0) if last else 0.0
         start = time.perf_counter()
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=last is not None)
         self._note_cost(
             method,
             training_seconds=earlier + time.perf_counter() - start,
@@ -483,11 +486,13 @@ class _Work:
         kind = "adapter" if s.lora_rank else "model"
         draft = target / f".{kind}"
         shutil.rmtree(draft, ignore_errors=True)
-        trainer.save_model(str(draft))
+        trainer.save_model(str(draft), _internal_call=True)  # what is pushed comes later
         (draft / "training_args.bin").unlink(missing_ok=True)  # a pickle nobody needs
         shutil.rmtree(target / kind, ignore_errors=True)
         draft.rename(target / kind)
         self._write_restored(method)
+        if s.push_to_hub is not None:
+            trainer.push_to_hub()
         shutil.rmtree(checkpoints)
         return merged(trainer.model.eval())
 
@@ -501,6 +506,7 @@ class _Work:
             "prompt": before.provenance.get("prompt_settings", Prompt.of(s.prompt).to_json()),
             "dtype": before.provenance["dtype"],
             "gguf_file": s.gguf_file,
+            "quantize": s.quantize,
             "versions": versions(),
         }
         write_text(self.folder / method / "restored.json", json.dumps(content, indent=2) + "\n")

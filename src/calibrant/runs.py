@@ -249,6 +249,7 @@ class Restored:
             dtype=self.settings["dtype"],
             device=self.device,
             gguf_file=None if whole.is_dir() else self.settings["gguf_file"],
+            quantize=self.settings.get("quantize"),
         )
         if adapter.is_dir():
             model = merged(on_top(model, str(adapter)))

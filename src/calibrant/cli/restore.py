@@ -62,6 +62,46 @@ from calibrant.training import METHODS as FINE_TUNING
     type=click.IntRange(0),
     help="0 trains every weight.",
 )
+@click.option("--lora-alpha", type=click.IntRange(1), help="[default: the rank]")
+@click.option(
+    "--lora-dropout",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1, max_open=True),
+)
+@click.option("--dora", is_flag=True, help="Adapters with a magnitude of their own (DoRA).")
+@click.option(
+    "--quantize", type=click.Choice(["nf4"]), help="Train on a base model of 4 bits (QLoRA)."
+)
+@click.option(
+    "--activation-checkpointing",
+    is_flag=True,
+    help="Less memory for a third more time; the result is the same.",
+)
+@click.option(
+    "--early-stopping",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Stop after N evaluations (4 an epoch, on a tenth of the training questions) without a "
+    "better one, and keep the best weights.",
+)
+@click.option(
+    "--best-by",
+    type=click.Choice(["nll", "conf_ece", "brier", "accuracy"]),
+    default="nll",
+    show_default=True,
+    help="What better means for --early-stopping.",
+)
+@click.option(
+    "--report-to",
+    multiple=True,
+    help="Where training is logged besides the terminal: tensorboard, wandb. (repeatable)",
+)
+@click.option(
+    "--push-to-hub",
+    metavar="ID",
+    help="Push every trained adapter to the private Hub repository ID-METHOD.",
+)
 @click.option(
     "--strength",
     type=click.FloatRange(0),

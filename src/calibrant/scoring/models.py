@@ -239,6 +239,8 @@ def merged(model: Any) -> Any:
 
     if not hasattr(model, "merge_and_unload") or model.dtype != torch.float32:
         return model
+    if getattr(model, "is_loaded_in_4bit", False):
+        return model
     return model.merge_and_unload()
 
 
