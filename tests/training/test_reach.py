@@ -1,16 +1,21 @@
 """Adapters, 4 bits, every weight; activations made again; configurations of accelerate."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from peft import LoraConfig
 
+import calibrant
+from calibrant.answers import AnswerTable
+from calibrant.cli import run
 from calibrant.scoring.models import load_model
 from calibrant.training import CalibrationConfig, CalibrationTrainer
-from helpers import make_model, make_questions
+from helpers import make_model, make_questions, restore_arguments
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -137,3 +142,38 @@ def test_accelerate_reads_the_configuration(name, kind, expected, monkeypatch):
     assert bool(args.multi_gpu) == (kind == DistributedType.MULTI_GPU)
     for key, value in expected.items():
         assert str(getattr(args, key)).lower() == str(value).lower(), key
+
+
+def test_restore_stops_early_on_4_bits_and_loads_again(world, tmp_path, capsys):
+    output = tmp_path / "run"
+    arguments = restore_arguments(
+        world, output, "--method", "cft", "--quantize", "nf4", "--activation-checkpointing",
+        "--early-stopping", "1", "--best-by", "conf_ece", "--epochs", "30", "--lora-alpha", "8",
+        "--lora-dropout", "0.1", "--dora",
+    )  # fmt: skip
+    assert run(arguments) == 0
+    cost = json.loads((output / "cft" / "cost.json").read_text())
+    assert 0 < cost["training_steps"] < 30 * 13
+    config = json.loads((output / "cft" / "adapter" / "adapter_config.json").read_text())
+    assert (config["lora_alpha"], config["lora_dropout"], config["use_dora"]) == (8, 0.1, True)
+    name = next(p for p in (output / "cft" / "answers").glob("*test.parquet"))
+    table = AnswerTable.load(name)
+    assert table.provenance["quantization"] == "nf4"
+    again = calibrant.load(output / "cft").predict_proba(calibrant.load_questions(world["test"]))
+    np.testing.assert_allclose(again, table.probs(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--quantize", "nf4", "--lora-rank", "0"), "weights of 4 bits cannot be trained"),
+        (("--push-to-hub", "me/model"), "push_to_hub: me/model-cft cannot be made on the hub"),
+        (("--report-to", "wandb"), "report_to wandb: is not installed"),
+    ],
+)
+def test_restore_says_in_a_line_what_it_cannot_do(world, tmp_path, capsys, options, message):
+    arguments = restore_arguments(world, tmp_path / "run", "--method", "cft", *options)
+    assert run(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
