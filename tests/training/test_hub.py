@@ -72,15 +72,22 @@ def hub():
 
 @pytest.mark.slow
 def test_restore_pushes_the_adapter_to_a_private_repository(world, tmp_path, hub):
+    asked = restore_arguments(
+        world, tmp_path / "run", "--method", "cft", "--push-to-hub", "me/model"
+    )
+    network = {
+        "HF_HUB_OFFLINE": "0",
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_TOKEN": "hf_none",
+        "HF_HOME": str(tmp_path / "home"),
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "calibrant",
-         *restore_arguments(world, tmp_path / "run", "--method", "cft", "--push-to-hub", "me/model")],
-        env=os.environ | {
-            "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-            "HF_TOKEN": "hf_none", "HF_HOME": str(tmp_path / "home"),
-        },
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+        [sys.executable, "-m", "calibrant", *asked],
+        env=os.environ | network,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     created = next(content for _, path, content in Hub.asked if path == "/api/repos/create")
     assert created["private"] is True
