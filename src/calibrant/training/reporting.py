@@ -26,9 +26,8 @@ class TrainingAnswers:
         self._nll = 0.0
 
     def add(self, scores: torch.Tensor, answer: torch.Tensor) -> None:
-        """Add a micro-batch: scores (Q, K), ``-inf`` for padding; answer (Q,)."""
-        logprobs = scores.detach().double().log_softmax(dim=1).cpu()
-        answer = answer.cpu()
+        """Add Q questions: scores (Q, K), ``-inf`` for padding; answer (Q,); both on the CPU."""
+        logprobs = scores.double().log_softmax(dim=1)
         self._table.update(logprobs.exp(), answer)
         self._nll -= float(logprobs[torch.arange(len(answer)), answer].sum())
 
@@ -69,7 +68,11 @@ class ReportedTraining:
         """Loss of a micro-batch; its answers are counted."""
         loss, scores = super().compute_loss(model, inputs, True, num_items_in_batch)
         if num_items_in_batch is not None:
-            self._answered.add(scores, inputs["answer"])
+            counted = torch.tensor([self.is_labelled(name) for name in inputs["ids"]])
+            counted &= inputs["weight"].cpu() > 0  # one of each that was dealt out twice
+            if counted.any():
+                scores_then = scores.detach().cpu()[counted] / self.temperature
+                self._answered.add(scores_then, inputs["answer"].cpu()[counted])
         return (loss, scores) if return_outputs else loss
 
     def forget_step(self) -> None:
