@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from calibrant.errors import InputError
 from calibrant.training import CalibrationConfig, CalibrationTrainer, NonFiniteLossError
@@ -47,7 +47,7 @@ def make_trainer(tokenizer, tmp_path):
             "use_cpu": True,
             "seed": 1,
         } | settings
-        return CalibrationTrainer(
+        trainer = CalibrationTrainer(
             model=make_model() if model is None else model,
             args=CalibrationConfig(output_dir=str(output or tmp_path / "out"), **settings),
             train_dataset=make_questions(40) if train is None else train,
@@ -56,6 +56,8 @@ def make_trainer(tokenizer, tmp_path):
             peft_config=LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1),
             callbacks=list(callbacks),
         )
+        trainer.remove_callback(PrinterCallback)  # what it prints goes to a file, maybe limited
+        return trainer
 
     return make
 

@@ -181,11 +181,6 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         self._learnt = True
         return result
 
-    def forget_step(self) -> None:
-        """Forget the answers of this step: its micro-batches are read again."""
-        super().forget_step()
-        self._tally = np.zeros_like(self._tally)
-
     def is_labelled(self, name: str) -> bool:
         """Whether a training question has a label to learn from."""
         return name in self._labelled
