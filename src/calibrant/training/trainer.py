@@ -211,6 +211,7 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
 
     def forget_step(self) -> None:
         """Forget what the micro-batches of this step have answered: they are asked again."""
+        super().forget_step()
         self._tally[:] = 0
 
     def compute_loss(
