@@ -90,7 +90,7 @@ def test_restore_pushes_the_adapter_to_a_private_repository(world, tmp_path, hub
     )
     assert done.returncode == 0, done.stderr[-3000:]
     created = next(content for _, path, content in Hub.asked if path == "/api/repos/create")
-    assert created["private"] is True
+    assert created["visibility"] == "private"
     assert created["name"] == "model-cft"
     adapter = tmp_path / "run" / "cft" / "adapter" / "adapter_model.safetensors"
     assert Hub.files["adapter_model.safetensors"] == adapter.read_bytes()
