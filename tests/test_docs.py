@@ -7,6 +7,7 @@ out, on a tiny model. A block that cannot be run here says why, in a comment abo
 """
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -31,8 +32,8 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 MODEL = "models/smollm2-135m-instruct"
-# Words that stand for the reader's own model, and Hub ids.
-STANDS_FOR_MODEL = re.compile(r"MODEL|BASE|SFT|DPO|ALIGNED|[\w-]+/[\w.-]+-Instruct")
+# What the pages call the reader's own models, and a Hub id: here they are folders.
+NAMES = ("MODEL", "BASE", "SFT", "DPO", "ALIGNED", "HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,10 @@ def workshop(tmp_path_factory, tokenizer):
     (folder / "models").mkdir()
     make_model().save_pretrained(folder / MODEL)
     tokenizer.save_pretrained(folder / MODEL)
-    sets = {"train": 60, "test": 40, "other": 30, "new": 12}
+    for alias in NAMES:
+        (folder / alias).parent.mkdir(exist_ok=True)
+        (folder / alias).symlink_to(os.path.relpath(folder / MODEL, (folder / alias).parent))
+    sets = {"train": 60, "test": 80, "other": 30, "new": 12}
     questions = {
         part: make_questions(n, seed=seed, prefix=part, k_min=4, k_max=4)
         for seed, (part, n) in enumerate(sets.items())
@@ -157,9 +161,9 @@ def workshop(tmp_path_factory, tokenizer):
     rng = np.random.default_rng(0)
     tables = {}
     for part, found in questions.items():
-        # The tiny model knows nothing: what it says is called right two times in three.
+        # The tiny model knows nothing: what it says is called right nineteen times in twenty.
         said = cal.score(model, tokenizer, found, prompt="cloze").predictions
-        answers = np.where(rng.random(len(found)) < 0.6, said, rng.integers(4, size=len(found)))
+        answers = np.where(rng.random(len(found)) < 0.95, said, rng.integers(4, size=len(found)))
         found = cal.Questions(
             [replace(q, answer=int(a)) for q, a in zip(found, answers, strict=True)], part
         )
@@ -172,6 +176,8 @@ def workshop(tmp_path_factory, tokenizer):
     (folder / "new-reviews.csv").write_text(_texts(10, 3, labelled=False))
     said = [i % 2 if i % 3 else 1 - i % 2 for i in range(60)]  # right in two of three
     cells = [f"r{i},{i % 2},{('.9,.1', '.1,.9')[k]}" for i, k in enumerate(said)]
+    films = (f"Film {i}.,{('positive', 'negative', 'neutral')[i % 3]}\n" for i in range(12))
+    (folder / "films.csv").write_text("text,label\n" + "".join(films))
     pair = {"prompt": "Name a fruit.", "chosen": "Apple", "rejected": "Brick"}
     (folder / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 4)
     (folder / "probabilities.csv").write_text("\n".join(["id,label,p_0,p_1", *cells]) + "\n")
@@ -215,7 +221,7 @@ def workshop(tmp_path_factory, tokenizer):
 def there(workshop, tmp_path, monkeypatch):
     """A fresh copy of the workshop, and we are in it."""
     copy = tmp_path / "workshop"
-    shutil.copytree(workshop[0], copy)
+    shutil.copytree(workshop[0], copy, symlinks=True)
     monkeypatch.chdir(copy)
     return copy
 
@@ -243,16 +249,17 @@ def test_python_blocks_run(page, there, workshop, tokenizer):
 def test_commands_run(page, there, capsys):
     for block in blocks(page):
         for _, *words in [] if block.reason else block.commands:
-            arguments = [STANDS_FOR_MODEL.sub(MODEL, w) if w.isupper() or "/" in w else w
-                         for w in words]  # fmt: skip
-            files = [hit for w in arguments for hit in _expanded(w)]
-            assert run(files) == 0, f"{name(page)}:{block.line}: {' '.join(words)}"
-            shutil.rmtree("runs/evaluate", ignore_errors=True)
+            arguments = [part for word in words for part in _expanded(word)]
+            if words[0] == "restore":  # the folder that later commands name is there already
+                arguments += ["--output-dir", "runs/again", "--device", "cpu"]
+            assert run(arguments) == 0, f"{name(page)}:{block.line}: {' '.join(words)}"
+            for folder in ("again", "evaluate", "collapse"):
+                shutil.rmtree(f"runs/{folder}", ignore_errors=True)
 
 
 def _expanded(word):
-    found = sorted(str(p) for p in Path().glob(word)) if "*" in word else []
-    return found or [word]
+    """The files a pattern stands for, as a shell gives them."""
+    return sorted(str(p) for p in Path().glob(word)) if "*" in word else [word]
 
 
 def test_the_checks_see_what_is_wrong(tmp_path):
