@@ -201,9 +201,9 @@ def test_a_config_file_gives_defaults_and_flags_win(world, tmp_path, capsys):
         (["evaluate"], 2, "expected MODEL with --questions, or --answers alone"),
         (["evaluate", "m", "n", "--questions", "q"], 2, "expected MODEL with --questions"),
         (["evaluate", "--answers", "a", "--questions", "q"], 2, "expected MODEL with --questions"),
-        (["evaluate", "--answers", "missing.jsonl"], 1, "holds no answer table"),
+        (["evaluate", "--answers", "missing.jsonl"], 1, "no such file or folder"),
         (["evaluate", "nowhere", "--questions", "missing.jsonl"], 1, "missing.jsonl"),
-        (["evaluate", "--answers", "missing.parquet"], 1, "holds no answer table"),
+        (["evaluate", "--answers", "missing.parquet"], 1, "no such file or folder"),
         (["evaluate", "m", "--questions", "q", "--timeout", "9"], 2, "--timeout needs --server"),
         (
             ["evaluate", "m", "--questions", "q", "--server", "http://a/v1", "--dtype", "float32"],
