@@ -104,7 +104,7 @@ def training(stories: list[Story]) -> Table:
             )
         )
     columns = ("model", "A_tr", "A_tr − ACC*", "Z", "A_tr − A_te", "shrinkage", "c̄_te − A_te",
-               "`diagnose` says (recommends)")  # fmt: skip
+               "diagnose says (recommends)")  # fmt: skip
     return Table(columns, tuple(rows), text_columns=(0, 7))
 
 

@@ -351,9 +351,11 @@ def _group(checkpoint: Checkpoint) -> tuple[str, tuple[str, str]]:
         return "preference matching", look["matching"]
     if step.data == "fresh":
         return "CFT, fresh labels", look["cft"]
-    if step.name.startswith("released") or step.name == "alone-frozen":
+    if step.name.startswith("alone"):
+        return "few labels: calibration term alone", (figures.GREY, "X")
+    if step.name.startswith("released"):
         return "few labels: RCFT as released", look["released"]
-    if step.name.startswith("rcft") or step.name == "alone-held-out":
+    if step.name.startswith("rcft"):
         return "few labels: RCFT, held out", look["rcft"]
     return "few labels: SFT, CFT", look["few"]
 
