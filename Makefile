@@ -22,7 +22,7 @@ demo: $(VENV)/.ready
 
 ## lab     docs/laboratory.md: the same in five worlds, about twenty minutes on 2 cores
 lab: $(VENV)/.ready
-	$(BIN)/python examples/laboratory.py
+	$(BIN)/python examples/laboratory.py --write
 
 ## test    lint, types and the tests of the default run, a few minutes
 test: check
@@ -51,9 +51,9 @@ $(MODEL): | $(VENV)/.ready
 real: $(VENV)/.ready $(MODEL)
 	$(BIN)/python examples/real.py --data $(DATA) --model $(MODEL)
 
-## dpo     docs/results/dpo.md: what further DPO does to the real model, about an hour on 2 cores
+## dpo     docs/results/dpo.md: what further DPO does to the real model, forty minutes of one core
 dpo: $(VENV)/.ready $(MODEL)
-	$(BIN)/python examples/dpo.py --data $(DATA) --model $(MODEL)
+	$(BIN)/python examples/dpo.py --data $(DATA) --model $(MODEL) --write
 
 ## bench   speed of the metrics and post-hoc fits beside other libraries
 bench: $(VENV)/.ready

@@ -26,6 +26,10 @@ from calibrant.report.tables import number
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs/results/dpo.md"
+TITLES = {
+    "cloze": "Cloze: what the models know",
+    "letter": "Letters, in all cyclic orders of the options: which place each model takes",
+}
 # Prompt -> how many questions, and how else they are asked.
 ASKED = {"cloze": (300, []), "letter": (60, ["--permutations", "cyclic"])}
 
@@ -103,18 +107,29 @@ def training_block(told: dict) -> str:
     )
 
 
+def section(prompt: str, folder: Path, results: Path) -> str:
+    """Markdown of one prompt's stages; the figure is copied beside the page."""
+    found = json.loads((folder / "collapse.json").read_text(encoding="utf-8"))
+    reports = {name: CollapseReport.from_dict(r) for name, r in found["stages"].items()}
+    lines = [f"## {TITLES[prompt]}", "", collapse_table(reports).to_markdown()]
+    if prompt == "letter":
+        lines.append(letter_table(reports).to_markdown())
+    shutil.copy(folder / "collapse.png", results / f"dpo-{prompt}.png")
+    lines.append(f"![confidence, entropy and scores by stage, {prompt}](dpo-{prompt}.png)")
+    return "\n".join(lines)
+
+
 def write(output: Path, page: Path) -> None:
-    """Fill the page's blocks from the run folders."""
+    """Fill the page's blocks from the run folders there are."""
     text = page.read_text(encoding="utf-8")
     told = json.loads((output / "dpo/training.json").read_text(encoding="utf-8"))
     text = replace_block(text, "training", training_block(told))
-    for prompt in ASKED:
-        found = json.loads((output / prompt / "collapse.json").read_text(encoding="utf-8"))
-        reports = {name: CollapseReport.from_dict(r) for name, r in found["stages"].items()}
-        tables = [collapse_table(reports)] + [letter_table(reports)] * (prompt == "letter")
-        text = replace_block(text, prompt, "\n".join(t.to_markdown() for t in tables))
-        shutil.copy(output / prompt / "collapse.png", page.parent / f"dpo-{prompt}.png")
-    write_text(page, text)
+    sections = [
+        section(prompt, output / prompt, page.parent)
+        for prompt in ASKED
+        if (output / prompt / "collapse.json").exists()
+    ]
+    write_text(page, replace_block(text, "stages", "\n\n".join(sections)))
 
 
 def main() -> int:

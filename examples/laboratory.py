@@ -15,7 +15,7 @@ import numpy as np
 from calibrant.diagnosis.regime import regime
 from calibrant.files import replace_block, write_text
 from calibrant.lab.cascade import SOURCES, cascade
-from calibrant.lab.findings import pictures
+from calibrant.lab.findings import pictures, theory_table
 from calibrant.lab.story import IN, OUT, LabSettings, Story, dpo_name, tell
 from calibrant.metrics import nll
 from calibrant.report.figures import save_figure
@@ -171,6 +171,7 @@ def main() -> None:
     blocks = {
         "worlds": f"All tables are of {len(stories)} worlds, seeds {seeds}; figures of the first.",
         "sharpening": sharpening(stories).to_markdown(),
+        "theory": theory_table(stories[0]).to_markdown(),
         "bounds": bounds_kept(stories),
         "results": results(stories).to_markdown(),
         "training": training(stories).to_markdown(),
