@@ -44,7 +44,6 @@ ALIGNED, REFERENCE = "dpo-0.1", "sft"
 LABELS = {"few": 500, "fresh": 4000, "ablation": 500}
 HELD_OUT = 0.2  # of the labels, by the ways that stop early, fit a temperature or have an E-step
 UNLABELLED = "spirits"  # domain of the unlabelled questions: neither the labelled nor the tested
-N_TEST = 2000  # questions of each domain
 
 CFT = {"learning_rate": 5e-4}
 LONG = {"num_train_epochs": 12, "learning_rate": 1e-3}  # past the calibratable regime
@@ -84,7 +83,7 @@ def ways(study: str) -> list[Way]:
     if study == "ablation":
         return _ablation()
     epochs = {"num_train_epochs": 3 if study == "few" else 2}
-    stopped = {"num_train_epochs": 8} if study == "few" else epochs
+    stopped = {"num_train_epochs": 5} if study == "few" else epochs
     tempered = CFT | epochs | {"method": "tempered-cft"}
     answers = {"question_weight": 0.0}
     return [
@@ -155,9 +154,10 @@ class Bench:
         self.settings = LabSettings(seed=seed)
         self.world = World(seed, self.settings.ceiling)
         draw = self.world.questions
-        self.tests = {
-            "in": draw(IN, N_TEST, 6, test=True),
-            "out": draw(OTHER, N_TEST, 6, test=True),
+        n = self.settings.test
+        self.tests = {  # as the laboratory's
+            "in": draw(IN, n, 6, test=True),
+            "out": draw(OTHER, n // 2, 6, test=True),
         }
         self.pools = {
             "few": draw(IN, self.settings.few, 5),
@@ -186,6 +186,11 @@ class Bench:
             show_progress=False,
         )  # fmt: skip
 
+    def asked(self, way: Way, domain: str) -> AnswerTable:
+        """Answers of a checkpoint of the laboratory to its test questions."""
+        name = REFERENCE if way.name == "reference" else ALIGNED
+        return AnswerTable.load(self.folder / name / "answers" / f"{domain}.parquet")
+
     def take(self, study: str, way: Way) -> dict[str, Any]:
         """Restore in one way, and measure it in and out of domain."""
         start = time.process_time()
@@ -202,7 +207,10 @@ class Bench:
             temperature = TemperatureScaling().fit(self.answers(model, fitted_on)).temperature
         found = {"temperature": temperature}
         for domain, questions in self.tests.items():
-            table = self.answers(model, questions)
+            if "method" in way.settings:
+                table = self.answers(model, questions)
+            else:  # the laboratory has asked them
+                table = self.asked(way, {"in": IN, "out": OTHER}[domain])
             found[domain] = measure(table, temperature, self.world.target(questions))
         return found | {"seconds": time.process_time() - start}
 
