@@ -31,7 +31,7 @@ from calibrant.files import write_text
 from calibrant.lab.story import IN, LabSettings, plan, take
 from calibrant.lab.story import OUT as OTHER
 from calibrant.lab.world import World
-from calibrant.posthoc import TemperatureScaling
+from calibrant.posthoc import DACA, TemperatureScaling
 from calibrant.progress import progress
 from calibrant.questions import Questions
 from calibrant.report.tables import Table, number
@@ -46,7 +46,6 @@ HELD_OUT = 0.2  # of the labels, by the ways that stop early, fit a temperature 
 UNLABELLED = "spirits"  # domain of the unlabelled questions: neither the labelled nor the tested
 
 CFT = {"learning_rate": 5e-4}
-LONG = {"num_train_epochs": 12, "learning_rate": 1e-3}  # past the calibratable regime
 RCFT = {"method": "rcft", "ece_weight": 10.0}
 
 
@@ -56,7 +55,7 @@ class Way:
 
     Attributes
     ----------
-    settings : of `CalibrationConfig`; no "method": the model as it came.
+    settings : of `CalibrationConfig`.
     labels : "all" to train on, or "held-out": a fifth is kept for a temperature and, where they
         apply, the E-step and the choice of the epoch.
     stop : keep the epoch of least held-out NLL.
@@ -64,6 +63,8 @@ class Way:
     unlabelled : unlabelled questions, as a multiple of the labels.
     mix : weight of the fine-tuned model in an average with the one it began as (WiSE-FT).
     ece_alone : no loss but the regulariser.
+    temperature : fit one at the end.
+    checkpoint : of the laboratory, where nothing is trained.
     """
 
     name: str
@@ -75,7 +76,8 @@ class Way:
     unlabelled: float = 0.0
     mix: float = 1.0
     ece_alone: bool = False
-    temperature: bool = True  # fitted at the end
+    temperature: bool = True
+    checkpoint: str = ""
 
 
 def ways(study: str) -> list[Way]:
@@ -87,8 +89,8 @@ def ways(study: str) -> list[Way]:
     tempered = CFT | epochs | {"method": "tempered-cft"}
     answers = {"question_weight": 0.0}
     return [
-        Way("aligned", "aligned model", temperature=False),
-        Way("temperature", "temperature scaling", labels="all"),
+        Way("aligned", "aligned model", checkpoint=ALIGNED, temperature=False),
+        Way("temperature", "temperature scaling", checkpoint=ALIGNED, labels="all"),
         Way("cft", "CFT, early stop, + temperature", CFT | stopped | {"method": "cft"}, stop=True),
         Way("tempered-unlabelled", "tempered CFT, λ = .3, + unlabelled",
             tempered, "all", unlabelled=1.0, temperature=False),
@@ -109,33 +111,30 @@ def ways(study: str) -> list[Way]:
             "all", unlabelled=1.0, temperature=False),
         Way("smoothing", "label smoothing, early stop, + temperature",
             CFT | stopped | {"method": "label-smoothing"}, stop=True),
-        Way("reference", "(the model before alignment)", temperature=False),
+        Way("reference", "(the model before alignment)", checkpoint=REFERENCE, temperature=False),
     ]  # fmt: skip
 
 
 def _ablation() -> list[Way]:
-    rcft = LONG | RCFT
+    """Give the laboratory's fourth chapter, and one change at a time to its RCFT."""
+    story = {step.name: step for step in plan(LabSettings())}
+    rcft = story["rcft"].settings
+    told = ("sft2", "sft1", "sft1-early", "sft1-early-temperature", "sft2-temperature", "rcft",
+            "rcft-tanh", "released-in-sample", "released-frozen", "released-literal")  # fmt: skip
 
-    def way(name: str, title: str, labels: str = "held-out", **changes: Any) -> Way:
-        return Way(name, title, rcft | changes, labels, temperature=False)
+    def changed(name: str, title: str, labels: str = "held-out", **changes: Any) -> Way:
+        return Way(name, f"RCFT, {title}", rcft | changes, labels=labels, temperature=False)
 
-    sft1 = {"question_weight": 0.0}
     return [
-        way("sft2", "SFT2 alone", method="sft"),
-        way("sft1", "SFT1 alone", method="sft", **sft1),
-        Way("ece", "ECE term alone", rcft | sft1, ece_alone=True, temperature=False),
-        way("rcft", "RCFT: SFT2, λ = 10, R = 4, m = 10, held out, tempered"),
-        way("sft1-base", "… with SFT1", **sft1),
-        way("in-sample", "… E-step in-sample", e_step_data="training"),
-        way("tanh", "… published map", target="tanh"),
-        way("released", "… in-sample, published map, never refreshed",
-            e_step_data="training", target="tanh", e_steps_per_epoch=0),
-        *(way(f"lambda-{v:g}", f"… λ = {v:g}", ece_weight=v) for v in (1.0, 3.0, 30.0, 100.0)),
-        *(way(f"refresh-{v}", f"… R = {v}", e_steps_per_epoch=v) for v in (0, 1)),
-        *(way(f"shrink-{v:g}", f"… m = {v:g}", e_step_shrinkage=v) for v in (0.0, 50.0)),
-        way("share-05", "… E-step on .05 of the labels", "held-out-.05"),
-        way("share-40", "… E-step on .4 of the labels", "held-out-.4"),
-    ]  # fmt: skip
+        *(Way(name, story[name].title, checkpoint=name, temperature=False) for name in told),
+        Way("ece", "ECE term alone", rcft, ece_alone=True, temperature=False),
+        changed("sft1-base", "SFT1 in place of SFT2", question_weight=0.0),
+        *(changed(f"lambda-{v:g}", f"λ = {v:g}", ece_weight=v) for v in (1.0, 3.0, 30.0, 100.0)),
+        *(changed(f"refresh-{v}", f"R = {v}", e_steps_per_epoch=v) for v in (0, 1)),
+        *(changed(f"shrink-{v:g}", f"m = {v:g}", e_step_shrinkage=v) for v in (0.0, 50.0)),
+        changed("share-05", "E-step on .05 of the labels", "held-out-.05"),
+        changed("share-40", "E-step on .4 of the labels", "held-out-.4"),
+    ]
 
 
 class EceAlone(CalibrationTrainer):
@@ -165,6 +164,7 @@ class Bench:
         }
         self.pools["ablation"] = self.pools["few"]
         self.unlabelled = draw(UNLABELLED, self.settings.fresh, 7)
+        self.met = draw(OTHER, 1000, 8)  # of the other domain, their labels not looked at
 
     def model(self, name: str) -> Any:
         """A checkpoint of the laboratory; the steps to the aligned model are taken if need be."""
@@ -180,24 +180,25 @@ class Bench:
         self.model(ALIGNED)
         return AutoTokenizer.from_pretrained(self.folder / ALIGNED / "model")
 
+    @cached_property
+    def met_before(self) -> AnswerTable:
+        """What the model before alignment answers to the other domain's questions."""
+        return self.answers(self.model(REFERENCE), self.met)
+
     def answers(self, model: Any, questions: Questions) -> AnswerTable:
         return score(
             model, self.tokenizer, questions, prompt="cloze", batch_tokens=1024,
             show_progress=False,
         )  # fmt: skip
 
-    def asked(self, way: Way, domain: str) -> AnswerTable:
-        """Answers of a checkpoint of the laboratory to its test questions."""
-        name = REFERENCE if way.name == "reference" else ALIGNED
-        return AnswerTable.load(self.folder / name / "answers" / f"{domain}.parquet")
-
     def take(self, study: str, way: Way) -> dict[str, Any]:
         """Restore in one way, and measure it in and out of domain."""
         start = time.process_time()
         labelled, held_out = self._labels(study, way)
-        model = self.model(REFERENCE if way.name == "reference" else ALIGNED)
-        temperature = 1.0
-        if "method" in way.settings:
+        model, temperature = None, 1.0
+        if way.settings or way.temperature:
+            model = self.model(ALIGNED)
+        if way.settings:
             if way.at_temperature:
                 scaling = TemperatureScaling().fit(self.answers(model, labelled))
                 temperature = scaling.temperature
@@ -207,11 +208,16 @@ class Bench:
             temperature = TemperatureScaling().fit(self.answers(model, fitted_on)).temperature
         found = {"temperature": temperature}
         for domain, questions in self.tests.items():
-            if "method" in way.settings:
+            if way.checkpoint:  # the laboratory has asked them
+                name = f"{IN if domain == 'in' else OTHER}.parquet"
+                table = AnswerTable.load(self.folder / way.checkpoint / "answers" / name)
+            else:
                 table = self.answers(model, questions)
-            else:  # the laboratory has asked them
-                table = self.asked(way, {"in": IN, "out": OTHER}[domain])
-            found[domain] = measure(table, temperature, self.world.target(questions))
+            target = self.world.target(questions)
+            found[domain] = measure(table, temperature, target)
+            if domain == "out" and (way.settings or way.name == "temperature"):
+                scaling = DACA().fit(self.answers(model, self.met), self.met_before)
+                found["out, DACA"] = measure(table, scaling.temperature, target)
         return found | {"seconds": time.process_time() - start}
 
     def _labels(self, study: str, way: Way) -> tuple[Questions, Questions | None]:
@@ -348,6 +354,29 @@ def differences(study: str, rival: str, worlds: list[dict[str, Any]]) -> Table:
     return Table(("", *each, *(f"other: {c}" for c in each)), tuple(rows))
 
 
+def with_daca(study: str, worlds: list[dict[str, Any]]) -> Table:
+    """The other domain with a temperature that DACA finds without labels."""
+    rows = []
+    for way in ways(study):
+        found = [w[f"{study}/{way.name}"] for w in worlds if f"{study}/{way.name}" in w]
+        found = [f for f in found if "out, DACA" in f]
+        if not found:
+            continue
+        row = [
+            way.title,
+            str(len(found)),
+            number(np.mean([f["out"]["true_accuracy"] for f in found])),
+        ]
+        for domain in ("out", "out, DACA"):
+            row += [
+                spread([f[domain][k] for f in found]) for k in ("conf_ece", "true_ece", "true_nll")
+            ]
+        rows.append(tuple(row))
+    each = ("conf-ECE", "true ECE", "NLL")
+    columns = ("", "worlds", "other: acc", *each, *(f"DACA: {c}" for c in each))
+    return Table(columns, tuple(rows))
+
+
 def replace_block(text: str, name: str, content: str) -> str:
     begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
     head, rest = text.split(begin)
@@ -389,6 +418,7 @@ def main() -> None:
     for study in LABELS:
         text = replace_block(text, study, results(study, worlds).to_markdown())
     for study in ("few", "fresh"):
+        text = replace_block(text, f"{study}-daca", with_daca(study, worlds).to_markdown())
         for rival in ("temperature", "cft"):
             table = differences(study, rival, worlds).to_markdown()
             text = replace_block(text, f"{study}-{rival}", table)
