@@ -415,13 +415,13 @@ def main() -> None:
         return
     worlds = [load(seed) for seed in arguments.seeds]
     text = PAGE.read_text(encoding="utf-8")
-    for study in LABELS:
-        text = replace_block(text, study, results(study, worlds).to_markdown())
+    tables = {study: results(study, worlds) for study in LABELS}
     for study in ("few", "fresh"):
-        text = replace_block(text, f"{study}-daca", with_daca(study, worlds).to_markdown())
+        tables[f"{study}-daca"] = with_daca(study, worlds)
         for rival in ("temperature", "cft"):
-            table = differences(study, rival, worlds).to_markdown()
-            text = replace_block(text, f"{study}-{rival}", table)
+            tables[f"{study}-{rival}"] = differences(study, rival, worlds)
+    for name, table in tables.items():
+        text = replace_block(text, name, table.to_markdown() if table.rows else "Not run yet.")
     write_text(PAGE, text)
 
 
