@@ -21,7 +21,8 @@ def names(folder):
 
 def test_restore_writes_a_whole_run_folder(restored):
     assert {p.name for p in restored.iterdir()} == {
-        "config.yaml", "report.json", "report.md", "reliability.svg", "reliability.png",
+        "config.yaml", "report.html", "report.json", "report.md", "reliability.svg",
+        "reliability.png",
         "plane.svg", "plane.png", "before", "temperature", "cft", "rcft",
     }  # fmt: skip
     for method in ("temperature", "cft", "rcft"):
@@ -29,6 +30,22 @@ def test_restore_writes_a_whole_run_folder(restored):
     assert (restored / "cft" / "adapter" / "adapter_model.safetensors").is_file()
     assert not (restored / "cft" / "checkpoints").exists()
     assert not list(restored.rglob("*.bin")), "a pickle was left in the run folder"
+
+
+def test_restore_leaves_a_page_with_its_questions_and_a_card_beside_every_result(restored):
+    import huggingface_hub
+
+    page = (restored / "report.html").read_text(encoding="utf-8")
+    assert page.index("Verdict") < page.index("Methods side by side")
+    assert '<ol class="mistakes">' in page
+    assert page.count("Which of ") > 3  # how every question here begins
+    for folder in ("cft/adapter", "rcft/adapter", "temperature"):
+        assert (restored / folder / "reliability.png").is_file()
+        card = huggingface_hub.ModelCard.load(restored / folder / "README.md")
+        sets = {result.dataset_name for result in card.data.eval_results}
+        assert len(sets) == 2
+        assert card.data.license == "unknown"
+        assert "calibration" in card.data.tags
 
 
 def test_restore_reports_what_it_did(restored):
@@ -171,7 +188,7 @@ def test_evaluate_a_model_then_its_answers(world, tmp_path, capsys):
     first = capsys.readouterr().out
     assert "N = 25" in first
     assert {p.name for p in output.iterdir()} == {
-        "config.yaml", "answers.parquet", "report.json", "report.md",
+        "config.yaml", "answers.parquet", "report.html", "report.json", "report.md",
         "reliability.svg", "reliability.png",
     }  # fmt: skip
     assert len(AnswerTable.load(output / "answers.parquet")) == 25
@@ -198,9 +215,8 @@ def test_a_config_file_gives_defaults_and_flags_win(world, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["evaluate"], 2, "expected MODEL with --questions, or --answers alone"),
+        (["evaluate"], 2, "expected MODEL with --questions, or --answers"),
         (["evaluate", "m", "n", "--questions", "q"], 2, "expected MODEL with --questions"),
-        (["evaluate", "--answers", "a", "--questions", "q"], 2, "expected MODEL with --questions"),
         (["evaluate", "--answers", "missing.jsonl"], 1, "no such file or folder"),
         (["evaluate", "nowhere", "--questions", "missing.jsonl"], 1, "missing.jsonl"),
         (["evaluate", "--answers", "missing.parquet"], 1, "no such file or folder"),

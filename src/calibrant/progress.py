@@ -1,10 +1,30 @@
-"""One progress bar for everything long: done, rate, time left, on standard error."""
+"""What long work says on standard error: one progress bar for all of it, and notes."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
+
+_HUSHED = ContextVar("hushed", default=False)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Show no bars and no notes while the block runs."""
+    token = _HUSHED.set(True)
+    try:
+        yield
+    finally:
+        _HUSHED.reset(token)
+
+
+def note(text: str) -> None:
+    """Tell the person at the terminal, on standard error."""
+    if not _HUSHED.get():
+        print(text, file=sys.stderr, flush=True)
 
 
 class Advance(Protocol):
@@ -22,9 +42,9 @@ def progress(title: str, total: int, unit: str, *, show: bool = True) -> Iterato
     ----------
     title, unit : what is being done, and what is counted.
     total : units in all.
-    show : False draws nothing.
+    show : False draws nothing, and so does `hushed`.
     """
-    if not show:
+    if not show or _HUSHED.get():
         yield lambda done: None
         return
     from rich.console import Console

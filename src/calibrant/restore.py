@@ -17,6 +17,7 @@ from calibrant.diagnosis.verdict import Verdict, verdict
 from calibrant.errors import InputError
 from calibrant.files import write_text
 from calibrant.posthoc import LABELLED, REFERENCED
+from calibrant.progress import progress
 from calibrant.prompts import PMI_IS_FOR_SCORING, Prompt, PromptLike
 from calibrant.questions import Questions, drop_overlap, load_questions
 from calibrant.runs import (
@@ -143,6 +144,7 @@ class Restoration:
     verdicts : method -> test set -> Verdict against before.
     costs : method -> seconds, questions and tokens a second, peak memory, labels used.
     notes : sentences about what was done to the data and what could not be done.
+    questions : test set -> its questions.
     """
 
     folder: Path
@@ -153,6 +155,7 @@ class Restoration:
     verdicts: dict[str, dict[str, Verdict]] = field(default_factory=dict)
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    questions: dict[str, Questions] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able content of ``report.json``."""
@@ -200,6 +203,7 @@ def restore(
     }
     folder = open_run(output_dir, config)
     result = Restoration(folder, settings, domains | {TRAIN: "train"}, notes=notes)
+    result.questions = tests
     work = _Work(settings, folder, train, tests | {TRAIN: train.sample(TRAIN_SAMPLE)}, say)
     with nothing_left_of_a_failure(folder):
         result.tables[BEFORE] = work.before()
@@ -212,23 +216,23 @@ def restore(
         except InputError as error:  # no optimum, or K varies: the other methods go on
             result.notes.append(f"{method}: not applicable: {error}")
             say(result.notes[-1])
-    say("measuring")
-    for method, tables in result.tables.items():
-        result.reports[method] = {
-            name: evaluate(t, seed=settings.seed) for name, t in tables.items()
-        }
-        if method != BEFORE:
-            result.verdicts[method] = {
-                name: verdict(
-                    result.tables[BEFORE][name],
-                    t,
-                    tolerance=settings.tolerance,
-                    seed=settings.seed,
-                )
-                for name, t in tables.items()
-                if name != TRAIN
-            }
-        result.costs[method] = work.cost(method)
+    n = sum(len(tables) for tables in result.tables.values())
+    with progress("measuring", n, "tables") as advance:
+        for method, tables in result.tables.items():
+            result.reports[method], judged = {}, {}
+            for name, table in tables.items():
+                result.reports[method][name] = evaluate(table, seed=settings.seed)
+                if method != BEFORE and name != TRAIN:
+                    judged[name] = verdict(
+                        result.tables[BEFORE][name],
+                        table,
+                        tolerance=settings.tolerance,
+                        seed=settings.seed,
+                    )
+                advance(1)
+            if method != BEFORE:
+                result.verdicts[method] = judged
+            result.costs[method] = work.cost(method)
     write_text(folder / "report.json", json.dumps(result.to_dict(), indent=1) + "\n")
     return result
 

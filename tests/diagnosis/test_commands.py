@@ -49,7 +49,7 @@ def test_collapse_compares_every_stage_with_the_base(stages, tmp_path, capsys):
     assert "| 3.000 [3.000, 3.000] |" in text
     assert "collapse.png" in text
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        "config.yaml", "report.md", "collapse.json", "collapse.png", "collapse.svg",
+        "config.yaml", "report.html", "report.md", "collapse.json", "collapse.png", "collapse.svg",
     }  # fmt: skip
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["command"] == "collapse"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from importlib import import_module
 from typing import Any
@@ -16,6 +17,7 @@ from calibrant.version import __version__
 VERBS = {
     "collapse": "Show what alignment did to a model's answers, stage by stage.",
     "compare": "Compare two runs, paired on the same questions.",
+    "completion": "Print the script that completes commands in a shell.",
     "demo": "The whole story in a laboratory whose truth is known, in minutes.",
     "diagnose": "Tell whether a model can be calibrated at its accuracy, and by what.",
     "evaluate": "Measure the calibration of a model, or of an answer table.",
@@ -51,7 +53,13 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit 0 when done, 1 when it failed, 2 on wrong usage, 130 on Ctrl-C."""
-    sys.exit(run(arguments))
+    try:
+        code = run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, say `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -77,6 +85,11 @@ def run(arguments: list[str] | None = None) -> int:
         )
         return 1
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted. Give the same command again to go on.", err=True)
+        given = shlex.join(["calibrant", *(sys.argv[1:] if arguments is None else arguments)])
+        click.echo(
+            "\nInterrupted. To go on from what is finished, give the same command again:\n"
+            f"  {given}",
+            err=True,
+        )
         return 130
     return result if isinstance(result, int) else 0

@@ -16,6 +16,8 @@ from calibrant.cli.options import (
     permutations_option,
     seed_option,
 )
+from calibrant.cli.terminal import terminal_options
+from calibrant.progress import note
 
 STAGES = "stages"  # folder inside the run folder: one run folder per model asked
 
@@ -31,7 +33,10 @@ STAGES = "stages"  # folder inside the run folder: one run folder per model aske
 @output_option("runs/collapse")
 @seed_option
 @config_option
-def command(base: str, aligned: tuple[str, ...], output_dir: str, seed: int, **asked: Any) -> None:
+@terminal_options
+def command(
+    base: str, aligned: tuple[str, ...], output_dir: str, seed: int, **asked: Any
+) -> dict[str, Any] | None:
     """Show what alignment did: over-confidence, sharpening, drift and letter bias.
 
     Each stage is a run folder, a file of answers (Parquet, CSV, lm-eval samples), or a MODEL, which
@@ -46,7 +51,13 @@ def command(base: str, aligned: tuple[str, ...], output_dir: str, seed: int, **a
     from rich.console import Console
 
     from calibrant.diagnosis.collapse import collapse
-    from calibrant.report.collapse import collapse_table, letter_table, write_collapse
+    from calibrant.report.collapse import (
+        collapse_content,
+        collapse_table,
+        in_words,
+        letter_table,
+        write_collapse,
+    )
     from calibrant.runs import nothing_left_of_a_failure, open_run, versions
     from calibrant.scoring.processes import Processes
 
@@ -67,7 +78,7 @@ def command(base: str, aligned: tuple[str, ...], output_dir: str, seed: int, **a
             for name, source in zip(names, sources, strict=True)
         }
         if processes.rank > 0:
-            return
+            return None
         first = tables[names[0]]
         reports = {
             name: collapse(None if name == names[0] else first, table, seed=seed)
@@ -76,8 +87,12 @@ def command(base: str, aligned: tuple[str, ...], output_dir: str, seed: int, **a
     console = Console()
     console.print(collapse_table(reports, intervals=False).to_rich())
     console.print(letter_table(reports, intervals=False).to_rich())
+    for name in names[1:]:
+        label, reason = in_words(reports[names[0]], reports[name])
+        console.print(f"{name}: {label}: {reason}\n", style="bold", markup=False, highlight=False)
     write_collapse(folder, tables=tables, reports=reports)
-    click.echo(f"Written to {folder}: report.md, collapse.json, collapse.png")
+    click.echo(f"Written to {folder}: report.html, report.md, collapse.json, collapse.png")
+    return {**collapse_content(reports), "output_dir": str(folder)}
 
 
 def _has_answers(source: str) -> bool:
@@ -126,7 +141,7 @@ def _answers(source: str, folder: Path, seed: int, processes: Any, asked: dict[s
     if _has_answers(source):
         return _in_every_order(Path(source), _read((source,), "acc")[0])
     if processes.rank == 0:
-        click.echo(f"scoring {source}", err=True)
+        note(f"scoring {source}")
     return _in_every_order(folder, _ask(str(folder), seed, processes, model=source, **asked)[0])
 
 

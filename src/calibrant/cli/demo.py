@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from typing import Any
 
 import click
 
 from calibrant.cli.options import output_option, seed_option
+from calibrant.cli.terminal import terminal_options
 
 
 @click.command("demo")
@@ -21,7 +24,8 @@ from calibrant.cli.options import output_option, seed_option
 )
 @output_option("runs/demo")
 @seed_option
-def command(fast: bool, workers: int, output_dir: str, seed: int) -> None:
+@terminal_options
+def command(fast: bool, workers: int, output_dir: str, seed: int) -> dict[str, Any]:
     """See calibration lost by alignment and restored, in a world whose truth is known.
 
     A small language model is pre-trained, aligned by DPO and restored in both regimes; nothing is
@@ -54,3 +58,5 @@ def command(fast: bool, workers: int, output_dir: str, seed: int) -> None:
     click.echo(f"Written to {output_dir}: report.html (open it in a browser), report.md, figures/,")
     click.echo("questions/ and one folder per model, for example:")
     click.echo(f"  calibrant compare {output_dir}/dpo-0.1 {output_dir}/cft")
+    numbers: dict[str, Any] = json.loads((story.folder / "report.json").read_text("utf-8"))
+    return numbers | {"output_dir": output_dir}

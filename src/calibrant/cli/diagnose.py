@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from calibrant.cli.options import config_option, seed_option
+from calibrant.cli.terminal import terminal_options
 
 
 @click.command("diagnose")
@@ -21,18 +22,21 @@ from calibrant.cli.options import config_option, seed_option
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Train accuracy above the critical accuracy that is still called calibratable.",
 )
-@click.option("--output-dir", help="Folder for report.md and regime.json; none by default.")
+@click.option("--questions", help="File of the test questions, to show mistakes with.")
+@click.option("--output-dir", help="Folder for report.html and regime.json; none by default.")
 @seed_option
 @config_option
+@terminal_options
 def command(
     train: str,
     test: str,
     reference: str | None,
     target: str | None,
     margin: float,
+    questions: str | None,
     output_dir: str | None,
     seed: int,
-) -> None:
+) -> dict[str, Any]:
     """Decide whether a model can be calibrated at its accuracy, and by what.
 
     A run is a run folder or a file of answers. Of a run with training questions among its sets,
@@ -46,24 +50,39 @@ def command(
     """
     from rich.console import Console
 
+    from calibrant.cli.evaluate import texts_for
     from calibrant.diagnosis.regime import regime
+    from calibrant.diagnosis.report import evaluate
     from calibrant.report.regime import regime_table, write_regime
+    from calibrant.report.sections import Measured
     from calibrant.runs import open_run, versions
 
     other = None if reference is None else _table(reference, "--reference")
-    tables = _table(train, "--train"), _table(test, "--test")
-    truth = None if target is None else _target(target, tables)
-    report = regime(*tables, other, target_probs=truth, margin=margin, seed=seed)
+    tuned, fresh = _table(train, "--train"), _table(test, "--test")
+    truth = None if target is None else _target(target, (tuned, fresh))
+    report = regime(tuned, fresh, other, target_probs=truth, margin=margin, seed=seed)
     Console().print(regime_table(report).to_rich())
     if output_dir is not None:
         settings = {
             "train": train, "test": test, "reference": reference, "target": target,
-            "margin": margin, "seed": seed,
+            "margin": margin, "questions": questions, "seed": seed,
         }  # fmt: skip
         config = {"command": "diagnose", "settings": settings, "versions": versions()}
         folder = open_run(output_dir, config)
-        write_regime(folder, report)
-        click.echo(f"Written to {folder}: report.md, regime.json")
+
+        def measured(table: Any) -> Measured:
+            return Measured(table, evaluate(table, seed=seed))
+
+        write_regime(
+            folder,
+            report,
+            test=measured(fresh),
+            train=measured(tuned),
+            reference=None if other is None else measured(other),
+            questions=texts_for(questions, fresh),
+        )
+        click.echo(f"Written to {folder}: report.html, report.md, regime.json")
+    return {**report.to_dict(), "output_dir": output_dir}
 
 
 def _table(run: str, option: str) -> Any:

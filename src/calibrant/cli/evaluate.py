@@ -22,6 +22,8 @@ from calibrant.cli.options import (
     seed_option,
     server_options,
 )
+from calibrant.cli.terminal import terminal_options
+from calibrant.progress import note
 
 DEFAULT_FOLDER = "runs/evaluate"
 BASE = "base"  # folder inside the run folder: answers of an adapter's base model
@@ -78,6 +80,7 @@ _Ask = Callable[[Any, Path], Any]
 )
 @seed_option
 @config_option
+@terminal_options
 def command(
     model: tuple[str, ...],
     answers: tuple[str, ...],
@@ -86,7 +89,7 @@ def command(
     seed: int,
     show_prompts: int | None,
     **asked: Any,
-) -> None:
+) -> dict[str, Any] | None:
     """Measure the calibration of MODEL on labelled questions, or of answers that are there.
 
     MODEL is a Hub id, a folder, or the folder of a PEFT adapter; with --server its name there.
@@ -102,15 +105,15 @@ def command(
 
     from calibrant.diagnosis.report import evaluate
     from calibrant.report.folder import write_evaluation
-    from calibrant.report.tables import report_table, task_table
+    from calibrant.report.tables import report_table, subject_table
     from calibrant.scoring.processes import Processes
 
     asking = len(model) == 1 and asked["questions"] is not None and not answers
-    if not asking and (not answers or asked["questions"] is not None):
-        raise click.UsageError("expected MODEL with --questions, or --answers alone")
+    if not asking and not answers:
+        raise click.UsageError("expected MODEL with --questions, or --answers")
     if answers and (asked["limit"] or asked["skip_invalid"] or asked["compare_base"]):
         raise click.UsageError(
-            "--limit, --skip-invalid and --compare-base go with --questions, not --answers"
+            "--limit, --skip-invalid and --compare-base go with MODEL, not --answers"
         )
     if asked["debias"] is not None and asked["permutations"] is not None:
         raise click.UsageError("expected --permutations or --debias, not both")
@@ -121,7 +124,7 @@ def command(
         if asked["server"] is not None and asked["tokenizer"] is None:
             raise click.UsageError("--show-prompts with --server needs the model's --tokenizer")
         _show(show_prompts, seed, model=model[0], **asked)
-        return
+        return None
     folder: Path | None = None
     processes = Processes.join()
     if asked["server"] is not None and processes.world > 1:
@@ -129,28 +132,43 @@ def command(
             "--server needs one process: it sends --concurrency requests at once"
         )
     if asking:
-        table, title, folder = _ask(
+        table, title, folder, texts = _ask(
             output_dir or DEFAULT_FOLDER, seed, processes, model=model[0], **asked
         )
     else:
         sources = (*answers, *model)  # the shell makes several words of samples_*.jsonl
         table, title = _read(sources, lm_eval_metric)
+        texts = texts_for(asked["questions"], table, asked["choices"])
         if output_dir is not None and processes.rank == 0:
             settings = {"answers": list(sources), "lm_eval_metric": lm_eval_metric, "seed": seed}
             folder = _keep(table, settings, output_dir)
     if processes.rank > 0:
-        return
-    report = evaluate(table, seed=seed)
+        return None
+    report = evaluate(table, seed=seed, show_progress=True)
     console = Console()
     console.print(report_table(report, title=title).to_rich())
-    more = [task_table(table, seed=seed)] if len(set(table.tasks)) > 1 else []
+    more = []
+    if len(set(table.tasks)) > 1:
+        more.append(subject_table({"this model": table}, seed=seed))
+    base = None
     if folder is not None and asked["compare_base"]:
-        more.append(_compared(table, folder, model[0], seed))
+        base, change = _compared(table, folder, model[0], seed)
+        more.append(change)
     for part in more:
         console.print(part.to_rich())
+    finding = report.finding()
+    console.print(f"{finding}\n", style="bold", markup=False, highlight=False)
     if folder is not None:
-        write_evaluation(folder, report, title=title, more=more)
-        click.echo(f"Written to {folder}: answers.parquet, report.md, report.json")
+        write_evaluation(
+            folder, report, title=title, answers=table, questions=texts, base=base, more=more
+        )
+        click.echo(f"Written to {folder}: report.html, answers.parquet, report.md, report.json")
+    return {
+        "finding": finding._asdict(),
+        "report": report.to_dict(),
+        **({"change": base[1].to_dict()} if base else {}),
+        "output_dir": None if folder is None else str(folder),
+    }
 
 
 def _ask(
@@ -169,8 +187,8 @@ def _ask(
     server: str | None = None,
     compare_base: bool = False,
     **how: Any,
-) -> tuple[Any, str, Path]:
-    """Answer table of the run folder, made now unless it is there already."""
+) -> tuple[Any, str, Path, Any]:
+    """Answer table of the run folder, made now unless it is there already; and its questions."""
     from calibrant.runs import nothing_left_of_a_failure, open_run, set_name, versions
 
     loaded = _load(questions, limit, skip_invalid, choices, seed, quiet=processes.rank > 0)
@@ -192,7 +210,7 @@ def _ask(
     folder = Path(output_dir)
     if processes.rank == 0:
         if processes.world > 1:
-            click.echo(f"note: {processes.world} processes share the questions", err=True)
+            note(f"note: {processes.world} processes share the questions")
         open_run(folder, _config(settings, data, versions()))
     network = _Network(model, how)
 
@@ -206,7 +224,7 @@ def _ask(
     with nothing_left_of_a_failure(folder):
         if compare_base:
             answers(folder / BASE, base=True)
-        return answers(folder), f"{model}, {prompt}, {set_name(questions)}", folder
+        return answers(folder), f"{model}, {prompt}, {set_name(questions)}", folder, loaded
 
 
 class _Network:
@@ -234,16 +252,18 @@ class _Network:
         return with_adapter(network, self.model), tokenizer
 
 
-def _compared(table: Any, folder: Path, model: str, seed: int) -> Any:
-    """Table of the change from the adapter's base model, also kept as JSON."""
+def _compared(table: Any, folder: Path, model: str, seed: int) -> tuple[Any, Any]:
+    """Answers of the adapter's base model with the verdict, also kept as JSON; and its table."""
     from calibrant.answers import AnswerTable
     from calibrant.diagnosis.verdict import verdict
     from calibrant.files import write_text
     from calibrant.report.tables import difference_table
 
-    judged = verdict(AnswerTable.load(folder / BASE / "answers.parquet"), table, seed=seed)
+    before = AnswerTable.load(folder / BASE / "answers.parquet")
+    judged = verdict(before, table, seed=seed)
     write_text(folder / BASE / "change.json", json.dumps(judged.to_dict(), indent=1) + "\n")
-    return difference_table(judged, name="adapter", before="base model", after=model)
+    change = difference_table(judged, name="adapter", before="base model", after=model)
+    return (before, judged), change
 
 
 def _load(
@@ -255,8 +275,30 @@ def _load(
         questions, skip_invalid=skip_invalid, limit=limit, seed=seed, choices=choices or None
     )
     for line in () if quiet else (*loaded.warnings, *loaded.skipped):
-        click.echo(f"note: {line}", err=True)
+        note(f"note: {line}")
     return loaded
+
+
+def texts_for(source: str | None, table: Any, choices: Any = ()) -> Any:
+    """Give the questions behind answers that were there already, or None."""
+    from calibrant.errors import InputError
+    from calibrant.questions import load_questions
+
+    if source is None:
+        return None
+    questions = load_questions(source, choices=choices or None)
+    if not matches(table, questions):
+        raise InputError(
+            f"{source}: lacks questions that the answers are to, or has other right answers; "
+            "expected the file they were asked from"
+        )
+    return questions
+
+
+def matches(table: Any, questions: Any) -> bool:
+    """Whether a table answers some of these questions: each id is there, with that right answer."""
+    right = {q.id: q.answer for q in questions}
+    return all(right.get(i) == k for i, k in zip(table.questions, table.labels, strict=True))
 
 
 def _answers(

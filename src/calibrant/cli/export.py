@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import click
 
+from calibrant.cli.terminal import terminal_options
+
 
 @click.command("export")
 @click.argument("run")
 @click.argument("folder")
-def command(run: str, folder: str) -> None:
+@terminal_options
+def command(run: str, folder: str) -> dict[str, str]:
     """Write the fine-tuned model in RUN to FOLDER, its adapter merged.
 
     \b
@@ -16,4 +19,6 @@ def command(run: str, folder: str) -> None:
     """
     from calibrant.runs import load
 
-    click.echo(f"Written to {load(run).export(folder)}")
+    written = load(run).export(folder)
+    click.echo(f"Written to {written}")
+    return {"folder": str(written)}

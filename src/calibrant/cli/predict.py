@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from calibrant.cli.options import choices_option, config_option, seed_option
+from calibrant.cli.terminal import terminal_options
+from calibrant.progress import note
 
 
 @click.command("predict")
@@ -33,6 +35,7 @@ from calibrant.cli.options import choices_option, config_option, seed_option
 @choices_option
 @seed_option
 @config_option
+@terminal_options
 def command(
     run: str,
     questions: str,
@@ -44,7 +47,7 @@ def command(
     device: str,
     choices: tuple[str, ...],
     seed: int,
-) -> None:
+) -> dict[str, Any]:
     """Write the calibrated probabilities of the restored model in RUN for new questions.
 
     RUN is one method's folder in a run of `calibrant restore`.
@@ -72,15 +75,19 @@ def command(
         seed=seed,
     )
     for line in (*asked.warnings, *asked.skipped):
-        click.echo(f"note: {line}", err=True)
+        note(f"note: {line}")
     partial = Path(f"{path}.partial")
     probs = restored.predict_proba(asked, partial=partial)
     write_predictions(path, asked, probs, threshold=threshold)
     Journal(partial).remove()
+    found: dict[str, Any] = {"output": str(path), "predictions": len(asked)}
     of_them = ""
     if threshold is not None:
-        of_them = f", {int((probs.max(axis=1) > threshold).sum()):,} of them answered"
+        found["answered"] = int((probs.max(axis=1) > threshold).sum())
+        found["threshold"] = threshold if math.isfinite(threshold) else None
+        of_them = f", {found['answered']:,} of them answered"
     click.echo(f"Written to {path}: {len(asked):,} predictions{of_them}")
+    return found
 
 
 def _threshold(held_out: Any, max_risk: float, level: float) -> float:
@@ -96,9 +103,8 @@ def _threshold(held_out: Any, max_risk: float, level: float) -> float:
             "test questions; expected a larger risk, more test questions or a better model"
         )
     which = "all" if found.threshold == -math.inf else f"confidence above {found.threshold:.4f}"
-    click.echo(
+    note(
         f"{which}: at most {max_risk:.3g} wrong, {level:.3g} sure "
-        f"({found.wrong:,} of {found.n_answered:,} wrong among {found.n:,} test questions)",
-        err=True,
+        f"({found.wrong:,} of {found.n_answered:,} wrong among {found.n:,} test questions)"
     )
     return found.threshold

@@ -13,6 +13,7 @@ from calibrant.cli.options import (
     output_option,
     seed_option,
 )
+from calibrant.cli.terminal import terminal_options
 from calibrant.posthoc import LABELLED, REFERENCED
 from calibrant.training import METHODS as FINE_TUNING
 
@@ -138,7 +139,8 @@ from calibrant.training import METHODS as FINE_TUNING
 @output_option("runs/restore")
 @seed_option
 @config_option
-def command(model: str, output_dir: str, **options: Any) -> None:  # fmt: skip
+@terminal_options
+def command(model: str, output_dir: str, **options: Any) -> dict[str, Any]:  # fmt: skip
     """Restore the calibration of MODEL; measure every test set before and after.
 
     \b
@@ -146,26 +148,67 @@ def command(model: str, output_dir: str, **options: Any) -> None:  # fmt: skip
     """
     from rich.console import Console
 
+    from calibrant.progress import note
     from calibrant.report.folder import cost_table, restoration_tables, write_restoration
     from calibrant.restore import RestoreSettings, restore
 
     settings = RestoreSettings(model=model, **options)
-    result = restore(settings, output_dir, say=lambda line: click.echo(line, err=True))
+    result = restore(settings, output_dir, say=note)
     write_restoration(
         result.folder,
         title=f"{model}: calibration before and after ({settings.prompt} prompt)",
+        tables=result.tables,
         reports=result.reports,
         verdicts=result.verdicts,
         domains=result.domains,
         costs=result.costs,
+        questions=result.questions,
         notes=result.notes,
+        tolerance=settings.tolerance,
     )
+    _write_cards(result)
     console = Console()
     for table in restoration_tables(
         result.reports, result.verdicts, result.domains, intervals=False
     ):
         console.print(table.to_rich())
     console.print(cost_table(result.costs).to_rich())
-    for note in result.notes:
-        click.echo(f"note: {note}")
-    click.echo(f"Written to {output_dir}: report.md, report.json, one folder per method")
+    for line in result.notes:
+        click.echo(f"note: {line}")
+    click.echo(
+        f"Written to {output_dir}: report.html, report.md, report.json, one folder per method"
+    )
+    return {**result.to_dict(), "output_dir": str(output_dir)}
+
+
+# Settings that say how a model was trained; a calibrator has none of them.
+_TRAINING = (
+    "epochs", "learning_rate", "batch_size", "lora_rank", "strength", "ece_weight",
+    "question_weight", "target", "calibration_fraction", "overlap", "seed",
+)  # fmt: skip
+
+
+def _write_cards(result: Any) -> None:
+    """Write a model card beside every adapter, model and calibrator of the run."""
+    from calibrant.report.card import CardFacts, write_card
+    from calibrant.restore import BEFORE
+    from calibrant.runs import TRAIN, load, versions
+
+    settings = result.settings.to_dict()
+    tests = [name for name in result.domains if name != TRAIN]
+    for method, verdicts in result.verdicts.items():
+        folder = result.folder / method
+        kind = next((k for k in ("adapter", "model") if (folder / k).is_dir()), "calibrator")
+        facts = CardFacts(
+            model=settings["model"],
+            method=method,
+            kind=kind,
+            prompt=load(folder).settings["prompt"],
+            train=settings["train"],
+            n_train=int(result.costs[method].get("labels", 0)),
+            settings={k: settings[k] for k in _TRAINING} if kind != "calibrator" else {},
+            versions=versions(),
+        )
+        reports = {s: {m: result.reports[m][s] for m in (BEFORE, method)} for s in tests}
+        where = folder if kind == "calibrator" else folder / kind
+        write_card(where, facts, reports, {s: verdicts[s] for s in tests})

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from calibrant.answers import AnswerTable
 from calibrant.diagnosis._tempering import newton_terms
-from calibrant.diagnosis.report import SATURATED, _check_version, _parse, _read, _write
+from calibrant.diagnosis.report import SATURATED, _check_version, _parse, _read
 from calibrant.diagnosis.verdict import _joint_groups
 from calibrant.errors import InputError
+from calibrant.files import write_text
 from calibrant.metrics._input import Bools, Floats, Ints
 from calibrant.metrics._intervals import effective_rows
 from calibrant.metrics._resampling import weight_blocks
@@ -148,7 +149,7 @@ class CollapseReport:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON; the file appears complete or not at all."""
-        _write(path, self.to_json())
+        write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CollapseReport:

@@ -18,8 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 from calibrant.answers import AnswerTable
 from calibrant.diagnosis._tempering import newton_terms
 from calibrant.diagnosis.bounds import Bounds, bounds
-from calibrant.diagnosis.report import _check_version, _parse, _read, _write
+from calibrant.diagnosis.report import _check_version, _parse, _read
 from calibrant.errors import InputError
+from calibrant.files import write_text
 from calibrant.metrics._input import Floats
 from calibrant.metrics.inference import Estimate, bootstrap_intervals, clusters
 from calibrant.permutations import one_row_each
@@ -135,7 +136,7 @@ class RegimeReport:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON; the file appears complete or not at all."""
-        _write(path, self.to_json())
+        write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RegimeReport:

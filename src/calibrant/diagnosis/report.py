@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibrant.answers import AnswerTable
 from calibrant.errors import InputError
+from calibrant.files import write_text
 from calibrant.metrics.binned import BinTable, bin_table
 from calibrant.metrics.inference import (
     DEFAULTS,
@@ -26,12 +26,24 @@ from calibrant.metrics.inference import (
     noise_floor,
     wilson_interval,
 )
+from calibrant.progress import progress
 
 FORMAT_VERSION = 1
+LARGE = 20_000  # answers whose measuring takes more than a moment
 SATURATED = 0.99  # a confidence above this counts as saturated
 _LOW_MASS = 0.9
 _ONE_LETTER = 0.6
 _WIDE_FLOOR = 0.05
+
+
+class Finding(NamedTuple):
+    """One word on a model's calibration, and the numbers it rests on."""
+
+    label: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.label}: {self.reason}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +95,56 @@ class CalibrationReport:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.metrics)
+
+    def finding(self, tolerance: float = 0.03) -> Finding:
+        """Say in one word what the numbers show.
+
+        *calibrated*: the one-sided 95 % upper bound of conf-ECE is at most the tolerance. *cannot
+        tell*: the bound is above it, yet chance alone would show as much (p >= .05).
+        *over-confident*, *under-confident*: the interval of confidence - accuracy lies on one side
+        of 0. *miscalibrated*: conf-ECE is beyond chance, and its sign varies.
+
+        Examples
+        --------
+        >>> from calibrant.answers import AnswerTable
+        >>> table = AnswerTable.from_probs([[0.9, 0.1]] * 300, [0] * 180 + [1] * 120)
+        >>> print(evaluate(table).finding())
+        over-confident: confidence is 0.900 on average, and 0.600 of the answers are right;
+        conf-ECE 0.300 [0.246, 0.356], by chance about 0.014; N = 300.
+        """
+        ece, gap, floor = self["conf_ece"], self["signed_gap"], self.floors["conf_ece"]
+        upper = math.inf if ece.upper is None else ece.upper
+        measured = (
+            f"conf-ECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}], by chance about "
+            f"{floor.mean:.3f}; N = {self.n:,}."
+        )
+        if upper <= tolerance:
+            return Finding(
+                "calibrated",
+                f"conf-ECE is at most {upper:.3f} (95 % bound, tolerance {tolerance:g}); "
+                f"{measured}",
+            )
+        if floor.p_value >= 0.05:
+            return Finding(
+                "cannot tell",
+                f"a calibrated model would show as much by chance (p = {floor.p_value:.2f}), but "
+                f"so few questions only show that conf-ECE is at most {upper:.3f}, not "
+                f"{tolerance:g}; {measured}",
+            )
+        means = (
+            f"confidence is {self['mean_confidence'].value:.3f} on average, and "
+            f"{self['accuracy'].value:.3f} of the answers are right; {measured}"
+        )
+        if gap.low > 0:
+            return Finding("over-confident", means)
+        if gap.high < 0:
+            return Finding("under-confident", means)
+        over, under = self["overconfidence"].value, self["underconfidence"].value
+        return Finding(
+            "miscalibrated",
+            f"too confident on some questions (part {over:.3f} of conf-ECE) and not confident "
+            f"enough on others ({under:.3f}); {means}",
+        )
 
     def bin_intervals(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Wilson intervals of the accuracy in each confidence bin: low and high, (B,) float64.
@@ -199,7 +261,7 @@ class CalibrationReport:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON; the file appears complete or not at all."""
-        _write(path, self.to_json())
+        write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CalibrationReport:
@@ -214,7 +276,12 @@ class CalibrationReport:
 
 
 def evaluate(
-    answers: AnswerTable, *, n_bins: int = 10, n_resamples: int = 1000, seed: int = 0
+    answers: AnswerTable,
+    *,
+    n_bins: int = 10,
+    n_resamples: int = 1000,
+    seed: int = 0,
+    show_progress: bool = False,
 ) -> CalibrationReport:
     """Measure the calibration of an answer table: every metric with a 95 % interval.
 
@@ -225,6 +292,7 @@ def evaluate(
     ----------
     answers : AnswerTable of N questions. n_bins : B >= 1, equal-width bins.
     n_resamples : draws behind each interval and each noise floor. seed : int.
+    show_progress : a bar on standard error, for tables that take more than a moment.
 
     Returns
     -------
@@ -251,22 +319,18 @@ def evaluate(
     answers.refuse_permutations()
     probs = answers.probs()
     data: dict[str, Any] = {"n_options": answers.n_options, "n_bins": n_bins}
-    metrics = bootstrap_intervals(
-        probs, answers.labels, groups=answers.groups, n_resamples=n_resamples, seed=seed, **data
-    )
-    floors = {
-        "conf_ece": noise_floor(
-            probs,
-            answers.labels,
-            metric="conf_ece",
-            n_simulations=n_resamples,
-            seed=seed,
-            **data,
-        ),
-        "cw_ece": noise_floor(
-            probs, answers.labels, metric="cw_ece", n_simulations=n_resamples, seed=seed, **data
-        ),
-    }
+    draws: dict[str, Any] = {"seed": seed, **data}
+    floors = {}
+    with progress("measuring", 4, "parts", show=show_progress and len(answers) >= LARGE) as advance:
+        for name in ("conf_ece", "cw_ece"):
+            floors[name] = noise_floor(
+                probs, answers.labels, metric=name, n_simulations=n_resamples, **draws
+            )
+            advance(1)
+        metrics = bootstrap_intervals(
+            probs, answers.labels, groups=answers.groups, n_resamples=n_resamples, **draws
+        )
+        advance(2)
     summary = _summary(answers)
     return CalibrationReport(
         n=len(answers),
@@ -403,15 +467,3 @@ def _read(path: str | os.PathLike[str]) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-
-
-def _write(path: str | os.PathLike[str], text: str) -> None:
-    path = Path(path)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from calibrant.answers import AnswerTable
-from calibrant.diagnosis.report import _check_version, _parse, _read, _write
+from calibrant.diagnosis.report import _check_version, _parse, _read
 from calibrant.errors import InputError
+from calibrant.files import write_text
 from calibrant.metrics.inference import (
     Estimate,
     agresti_min,
@@ -130,7 +131,7 @@ class Verdict:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON; the file appears complete or not at all."""
-        _write(path, self.to_json())
+        write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Verdict:

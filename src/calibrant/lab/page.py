@@ -5,12 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from calibrant.diagnosis.verdict import verdict
 from calibrant.files import write_text
-from calibrant.lab.findings import pictures, results_table, theory_table, words
-from calibrant.lab.story import CHAPTERS, Story
-from calibrant.report.figures import save_figure, svg_text
+from calibrant.lab.findings import TOLERANCE, pictures, results_table, theory_table, words
+from calibrant.lab.story import CHAPTERS, IN, Story
+from calibrant.report import page as page_file
+from calibrant.report.drawings import Picture
+from calibrant.report.figures import save_figure
+from calibrant.report.page import Claim, Page, Section
+from calibrant.report.sections import making_section
+from calibrant.report.svg import of_figure
 from calibrant.report.tables import Table
+from calibrant.runs import versions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Figures of each chapter, with what they show in words.
 _FIGURES = (
@@ -30,70 +41,9 @@ _FIGURES = (
     ),
 )  # fmt: skip
 
-_TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>The laboratory</title>
-<style>
-:root { color-scheme: light dark; --ink: #1d1d1f; --paper: #fff; --line: #d6d6d6; --soft: #6e6e6e }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e8e8; --paper: #17181a; --line: #3b3d40; --soft: #a0a0a0 }
-}
-body { margin: 2rem auto; max-width: 58rem; padding: 0 1rem; color: var(--ink);
-  background: var(--paper); font: 16px/1.55 system-ui, sans-serif }
-h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
-p { max-width: 46rem } .soft, caption, figcaption { color: var(--soft); font-size: .9rem }
-figure { margin: 1.2rem 0; padding: .8rem; background: #fff; border: 1px solid var(--line);
-  border-radius: 6px; overflow-x: auto }
-figure svg { display: block; max-width: 100%; height: auto; margin: auto }
-figcaption { color: #6e6e6e; margin-top: .5rem }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums }
-caption { text-align: left; caption-side: top; padding: .3rem 0 }
-th, td { padding: .22rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap }
-th { border-bottom-width: 2px } .text { text-align: left }
-</style>
-</head>
-<body>
-<main>
-<h1>Why alignment breaks calibration, and what restores it</h1>
-<p class="soft">calibrant's laboratory: a small world whose true answer probabilities are known.
-Seed {{ settings.seed }}; ran in {{ minutes }} minutes. Models, questions and answer tables are in
-this folder.</p>
-{% for chapter in chapters %}
-<h2>{{ loop.index }}. {{ chapter.title }}</h2>
-<p>{{ chapter.words }}</p>
-{% for name, caption, svg in chapter.figures %}
-<figure role="img" aria-label="{{ caption }}">{{ svg | safe }}
-<figcaption>{{ caption }}</figcaption></figure>
-{% endfor %}
-{% endfor %}
-<h2>All numbers</h2>
-{% for table in tables %}
-<div class="wide" tabindex="0" role="region" aria-label="{{ table.title }}"><table>
-<caption>{{ table.title }}{% for note in table.notes %} {{ note }}{% endfor %}</caption>
-<thead><tr>{% for name in table.columns %}
-<th scope="col"{% if loop.index0 in table.text_columns %} class="text"{% endif %}>{{ name }}</th>
-{%- endfor %}</tr></thead>
-<tbody>{% for row in table.rows %}
-<tr>{% for cell in row %}
-<td{% if loop.index0 in table.text_columns %} class="text"{% endif %}>{{ cell }}</td>
-{%- endfor %}</tr>{% endfor %}
-</tbody></table></div>
-{% endfor %}
-</main>
-</body>
-</html>
-"""
-
 
 def write_page(story: Story, seconds: float) -> None:
     """Write ``report.html``, ``report.md``, ``report.json`` and the figures into the run folder."""
-    from jinja2 import Environment
-
     drawn = pictures(story)
     folder = Path(story.folder) / "figures"
     folder.mkdir(exist_ok=True)
@@ -101,23 +51,46 @@ def write_page(story: Story, seconds: float) -> None:
         save_figure(figure, folder / name)
     tables = [results_table(story), theory_table(story)]
     chapters = [
-        {
-            "title": title,
-            "words": words(story, i),
-            "figures": [(name, text, svg_text(drawn[name])) for name, text in _FIGURES[i]],
-        }
+        Section(
+            f"{i + 1}. {title}",
+            (words(story, i),),
+            {"": [_picture(name, text, drawn[name]) for name, text in _FIGURES[i]]},
+            size="large",
+        )
         for i, title in enumerate(CHAPTERS)
     ]
-    html = (
-        Environment(autoescape=True)
-        .from_string(_TEMPLATE)
-        .render(
-            chapters=chapters, tables=tables, settings=story.settings, minutes=f"{seconds / 60:.1f}"
-        )
+    page = Page(
+        title="Why alignment breaks calibration, and what restores it",
+        subtitle="calibrant's laboratory: a small world whose true answer probabilities are known. "
+        f"Seed {story.settings.seed}; ran in {seconds / 60:.1f} minutes. Models, questions and "
+        "answer tables are in this folder.",
+        claims=_claims(story),
+        sections=(
+            *chapters,
+            Section("All numbers", tables=tuple(tables)),
+            making_section(asdict(story.settings), versions()),
+        ),
+        headline="In short",
     )
-    write_text(story.folder / "report.html", html)
+    page_file.write_page(story.folder / "report.html", page)
     write_text(story.folder / "report.md", _markdown(story, tables))
     write_text(story.folder / "report.json", _numbers(story, seconds))
+
+
+def _picture(name: str, text: str, figure: Figure) -> Picture:
+    return Picture(name, text, of_figure(name, figure, title=name, description=text), None)
+
+
+def _claims(story: Story) -> tuple[Claim, ...]:
+    """What became of the SFT model's calibration under DPO, and what CFT made of that."""
+    aligned, cft = story.aligned, story["cft"]
+    steps = ((story["sft"], aligned), (aligned, cft))
+    found = []
+    for before, after in steps:
+        judged = verdict(before.tables[IN], after.tables[IN], tolerance=TOLERANCE)
+        about = f"{before.step.title} → {after.step.title}, {IN}"
+        found.append(Claim(judged.label, judged.reason, about))
+    return tuple(found)
 
 
 def _markdown(story: Story, tables: list[Table]) -> str:

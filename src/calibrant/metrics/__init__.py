@@ -32,6 +32,7 @@ from calibrant.metrics.proper import (
     top_brier_from_confidence,
 )
 from calibrant.metrics.selective import (
+    RiskCoverage,
     RiskThreshold,
     accuracy_at_coverage,
     accuracy_at_coverage_from_confidence,
@@ -47,6 +48,8 @@ from calibrant.metrics.selective import (
     eaurc_from_confidence,
     overconfidence,
     overconfidence_from_confidence,
+    risk_coverage,
+    risk_coverage_from_confidence,
     signed_gap,
     signed_gap_from_confidence,
     threshold_at_risk,
@@ -66,6 +69,7 @@ __all__ = [
     "BinTable",
     "BinTableAccumulator",
     "BrierDecomposition",
+    "RiskCoverage",
     "RiskThreshold",
     "SmoothReliability",
     "accuracy",
@@ -98,6 +102,8 @@ __all__ = [
     "nll",
     "overconfidence",
     "overconfidence_from_confidence",
+    "risk_coverage",
+    "risk_coverage_from_confidence",
     "rmsce",
     "rmsce_from_confidence",
     "signed_gap",

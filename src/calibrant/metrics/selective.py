@@ -273,6 +273,45 @@ def accuracy_at_coverage(
     return _accuracy_at_coverage(_ranked(*top(probs, labels, n_options)), coverage)
 
 
+class RiskCoverage(NamedTuple):
+    """The risk-coverage curve at every place where the answers given may end."""
+
+    coverage: Floats  # (G,) share of the rows given, rising to 1; G different confidences
+    risk: Floats  # (G,) share of wrong answers among them
+    threshold: Floats  # (G,) the least confidence among them
+
+
+def risk_coverage(probs: Any, labels: Any, *, n_options: Any = None) -> RiskCoverage:
+    r"""Risk-coverage curve: the share of wrong answers among the most confident rows.
+
+    Rows of equal confidence are given together.
+
+    Parameters
+    ----------
+    probs : (N, K) floats, rows sum to 1. labels : (N,) integers. n_options : (N,) integers.
+
+    Returns
+    -------
+    RiskCoverage, one point for each different confidence, the highest first.
+
+    Raises
+    ------
+    InputError
+        As `bin_table`.
+
+    References
+    ----------
+    Geifman and El-Yaniv 2017 (arXiv 1705.08500).
+
+    Examples
+    --------
+    >>> curve = risk_coverage([[0.9, 0.1], [0.6, 0.4], [0.6, 0.4]], [0, 1, 0])
+    >>> curve.coverage.round(3).tolist(), curve.risk.round(3).tolist(), curve.threshold.tolist()
+    ([0.333, 1.0], [0.0, 0.333], [0.9, 0.6])
+    """
+    return _risk_coverage(*top(probs, labels, n_options))
+
+
 def signed_gap(probs: Any, labels: Any, *, n_options: Any = None) -> float:
     """Mean confidence less accuracy: > 0 is over-confident.
 
@@ -549,6 +588,30 @@ def accuracy_at_coverage_from_confidence(
     return _accuracy_at_coverage(_ranked(*checked_confidence(confidence, correct)), coverage)
 
 
+def risk_coverage_from_confidence(confidence: Any, correct: Any) -> RiskCoverage:
+    """Risk-coverage curve from confidences; see `risk_coverage`.
+
+    Parameters
+    ----------
+    confidence : (N,) floats in [0, 1]. correct : (N,) bool or 0/1.
+
+    Returns
+    -------
+    RiskCoverage.
+
+    Raises
+    ------
+    InputError
+        As `bin_table_from_confidence`.
+
+    Examples
+    --------
+    >>> risk_coverage_from_confidence([0.9, 0.6, 0.6], [1, 0, 1]).risk.round(3).tolist()
+    [0.0, 0.333]
+    """
+    return _risk_coverage(*checked_confidence(confidence, correct))
+
+
 def signed_gap_from_confidence(confidence: Any, correct: Any) -> float:
     """Mean confidence less accuracy; see `signed_gap`.
 
@@ -729,6 +792,13 @@ def _threshold_at_risk(confidence: Any, correct: Bools, risk: float, level: floa
         if m and bdtr(int(wrong[m]), m, risk) <= tail:
             best = RiskThreshold(float(below), risk, level, m / n, int(wrong[m]), m, n)
     return best
+
+
+def _risk_coverage(confidence: Any, correct: Bools) -> RiskCoverage:
+    rows, wrong = _ranked(confidence, correct)
+    taken = np.cumsum(rows)
+    levels = np.unique(np.asarray(confidence, dtype=np.float64))[::-1]
+    return RiskCoverage(taken / taken[-1], np.cumsum(wrong) / taken, levels)
 
 
 def _accuracy_at_coverage(ranked: _Ranked, coverage: float) -> float:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from calibrant.answers import AnswerTable
     from calibrant.diagnosis.collapse import CollapseReport
     from calibrant.metrics.inference import Estimate
+    from calibrant.report.page import Section
 
 # Quantity of a collapse report -> heading, in the order to show.
 HEADINGS = {
@@ -297,18 +298,18 @@ def write_collapse(
     tables: Mapping[str, AnswerTable],
     reports: Mapping[str, CollapseReport],
 ) -> None:
-    """Write ``collapse.json``, ``report.md`` and ``collapse.svg``/``.png``.
+    """Write ``collapse.json``, ``report.html``, ``report.md`` and ``collapse.svg``/``.png``.
 
     Parameters
     ----------
     tables, reports : stage -> answers and report, the base first.
     """
+    from calibrant.report.folder import how_made
+    from calibrant.report.page import Claim, Page, write_page
+
     path = Path(folder)
-    base, *_ = tables
-    stages = [
-        prepare_collapse(None if name == base else tables[base], tables[name], report, name=name)
-        for name, report in reports.items()
-    ]
+    base, *others = tables
+    stages = _panels(tables, reports)
     save_figure(plot_collapse(stages), path / "collapse")
     text = [
         "# " + one_line(" → ".join(reports)),
@@ -319,5 +320,88 @@ def write_collapse(
         "",
     ]
     write_text(path / "report.md", "\n".join(text))
-    content = {"base": base, "stages": {name: r.to_dict() for name, r in reports.items()}}
-    write_text(path / "collapse.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    content = json.dumps(collapse_content(reports), indent=1, allow_nan=False)
+    write_text(path / "collapse.json", content + "\n")
+    page = Page(
+        title="What alignment did: " + " → ".join(reports),
+        subtitle=f"{reports[base].n:,} questions; every stage is compared with {base}",
+        claims=tuple(Claim(*in_words(reports[base], reports[name]), name) for name in others),
+        sections=(*collapse_sections(tables, reports), how_made(path)),
+        warnings=tuple(f"{k}: {note}" for k, report in reports.items() for note in report.notes),
+        headline="What happened",
+    )
+    write_page(path / "report.html", page)
+
+
+def collapse_content(reports: Mapping[str, CollapseReport]) -> dict[str, Any]:
+    """Give the content of ``collapse.json``; the base is the first."""
+    return {"base": next(iter(reports)), "stages": {k: r.to_dict() for k, r in reports.items()}}
+
+
+def in_words(base: CollapseReport, stage: CollapseReport) -> tuple[str, str]:
+    """Say in one word what a stage did to confidence, and the numbers that show it."""
+    drift = stage["agreement_drift"]
+    if drift.low > 0:
+        label = "more confident"
+    elif drift.high < 0:
+        label = "less confident"
+    else:
+        label = "confidence unchanged"
+    parts = [
+        f"where both give the same answer, confidence moved by {_signed(drift)}",
+        f"log-odds are {_estimate(stage['effective_slope'], True)} times the base's",
+        *(
+            f"{HEADINGS[name]} {number(base[name].value)} → {number(stage[name].value)}"
+            for name in ("accuracy", "conf_ece", "confidence_wrong")
+        ),
+    ]
+    return label, "; ".join(parts) + "."
+
+
+def _signed(estimate: Estimate) -> str:
+    sign = "+" if estimate.value > 0 else ""
+    return f"{sign}{_estimate(estimate, True)}"
+
+
+def _panels(
+    tables: Mapping[str, AnswerTable], reports: Mapping[str, CollapseReport]
+) -> list[StagePanels]:
+    base, *_ = tables
+    return [
+        prepare_collapse(None if name == base else tables[base], tables[name], report, name=name)
+        for name, report in reports.items()
+    ]
+
+
+def collapse_sections(
+    tables: Mapping[str, AnswerTable], reports: Mapping[str, CollapseReport]
+) -> list[Section]:
+    """Build the page's figures and tables of stages, the base first."""
+    from calibrant.report.drawings import draw_confidence, draw_entropy, draw_scores, most_of
+    from calibrant.report.page import Section, slug
+
+    stages = _panels(tables, reports)
+    top = 1.15 * max(float(np.concatenate([s.entropy, s.base_entropy]).max()) for s in stages)
+    across, up = _reach([s.base_scores for s in stages]), _reach([s.scores for s in stages])
+    most = most_of(s.confidence for s in stages)
+    keys = {s.name: f"{i + 1}-{slug(s.name)}" for i, s in enumerate(stages)}
+    pictures = {
+        "Confidence when right and when wrong": [
+            draw_confidence(s.confidence, name=f"stage-confidence-{keys[s.name]}", most=most)
+            for s in stages
+        ],
+        "Entropy": [draw_entropy(s, name=f"entropy-{keys[s.name]}", top=top) for s in stages],
+        "Sharpening": [
+            draw_scores(s, name=f"sharpening-{keys[s.name]}", across=across, up=up)
+            for s in stages
+            if len(s.scores)
+        ],
+    }
+    text = (
+        "Alignment that only sharpens multiplies the log-probabilities: the cloud turns steeper, "
+        "entropy goes to 0, and wrong answers become as confident as right ones."
+    )
+    return [
+        Section("Collapse", (text,), pictures),
+        Section("Collapse in numbers", tables=(collapse_table(reports), letter_table(reports))),
+    ]

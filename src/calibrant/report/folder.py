@@ -1,20 +1,43 @@
-"""What a run folder shows a person: ``report.md`` and its figures."""
+"""What a run folder shows a person: ``report.html``, ``report.md`` and their figures."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from calibrant.files import write_text
+from calibrant.report.page import Claim, Page, Section, write_page
+from calibrant.report.sections import (
+    Measured,
+    making_section,
+    measured_sections,
+    numbers_section,
+    report_tables,
+    texts_of,
+)
 from calibrant.report.tables import Table, comparison_tables, number, one_line, report_table
 
 if TYPE_CHECKING:
+    from calibrant.answers import AnswerTable
+    from calibrant.diagnosis.collapse import CollapseReport
     from calibrant.diagnosis.report import CalibrationReport
     from calibrant.diagnosis.verdict import Verdict
+    from calibrant.questions import Question
 
 DOMAINS = {"in": "in domain", "out": "out of domain", "train": "training questions"}
+
+
+def how_made(folder: Path) -> Section:
+    """Settings, data and versions of a run, from its ``config.yaml``."""
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    settings: dict[str, Any] = {"command": config["command"], **config["settings"]}
+    if config.get("data"):
+        settings["data"] = config["data"]
+    return making_section(settings, config["versions"])
 
 
 def write_evaluation(
@@ -22,13 +45,18 @@ def write_evaluation(
     report: CalibrationReport,
     *,
     title: str,
+    answers: AnswerTable,
+    questions: Sequence[Question] | None = None,
+    base: tuple[AnswerTable, Verdict] | None = None,
     more: Sequence[Table] = (),
 ) -> None:
-    """Write ``report.json``, ``report.md`` and ``reliability.svg``/``.png`` of one report.
+    """Write ``report.html``, ``report.json``, ``report.md`` and ``reliability.svg``/``.png``.
 
     Parameters
     ----------
-    more : tables shown below the report.
+    answers : what the report is about. questions : its questions, if their texts are at hand.
+    base : answers of the model before tuning, and the verdict on what became of them.
+    more : tables shown below the report in ``report.md``.
     """
     from calibrant.report.figures import plot_reliability, reliability_of_report, save_figure
 
@@ -39,6 +67,81 @@ def write_evaluation(
     for table in more:
         text += "\n" + table.to_markdown()
     write_text(path / "report.md", f"{text}\n![reliability diagram](reliability.png)\n")
+    runs = {title: {"this model": Measured(answers, report)}}
+    texts = {} if questions is None else {title: texts_of(questions)}
+    claims = [Claim(*report.finding())]
+    sections = measured_sections(runs, questions=texts, plane=False)
+    if base is not None:
+        claims.append(Claim(base[1].label, base[1].reason, "against the model before tuning"))
+        sections += _against_base(base[0], answers, seed=int(report.settings["seed"]))
+    sections += [numbers_section(report_tables(runs)), how_made(path)]
+    page = Page(
+        title=f"Calibration of {title}",
+        subtitle=f"{report.n:,} questions",
+        claims=tuple(claims),
+        sections=tuple(sections),
+        warnings=report.warnings,
+    )
+    write_page(path / "report.html", page)
+
+
+def _against_base(base: AnswerTable, answers: AnswerTable, *, seed: int) -> list[Section]:
+    from calibrant.diagnosis.collapse import collapse
+    from calibrant.report.collapse import collapse_sections
+
+    names = ("before tuning", "this model")
+    reports: dict[str, CollapseReport] = {
+        names[0]: collapse(None, base, seed=seed),
+        names[1]: collapse(base, answers, seed=seed),
+    }
+    return collapse_sections(dict(zip(names, (base, answers), strict=True)), reports)
+
+
+def write_comparison(
+    folder: str | os.PathLike[str],
+    runs: Mapping[str, Mapping[str, Measured]],
+    verdicts: Mapping[str, Mapping[str, Verdict]],
+    tables: Sequence[Table],
+    *,
+    title: str,
+    questions: Mapping[str, Sequence[Question]],
+    tolerance: float,
+) -> None:
+    """Write ``report.html`` and ``report.md`` of a paired comparison.
+
+    Parameters
+    ----------
+    runs : set -> run -> what was measured, the run before first. verdicts : set -> run -> verdict.
+    tables : the differences. questions : set -> questions whose texts are at hand.
+    """
+    path = Path(folder)
+    write_text(path / "report.md", "\n".join(table.to_markdown() for table in tables))
+    claims = [
+        Claim(judged.label, judged.reason, f"{run}, {name}" if len(runs) > 1 else run)
+        for name, by_run in verdicts.items()
+        for run, judged in by_run.items()
+    ]
+    sections = measured_sections(
+        runs,
+        questions={name: texts_of(part) for name, part in questions.items()},
+        tolerance=tolerance,
+    )
+    numbers = [*tables, *report_tables(runs)]
+    page = Page(
+        title=title,
+        subtitle=_sizes(runs),
+        claims=tuple(claims),
+        sections=(*sections, numbers_section(numbers), how_made(path)),
+    )
+    write_page(path / "report.html", page)
+
+
+def _sizes(runs: Mapping[str, Mapping[str, Measured]]) -> str:
+    parts = []
+    for name, methods in runs.items():
+        sizes = sorted({one.report.n for one in methods.values()})
+        parts.append(f"{name}: {' and '.join(f'{n:,}' for n in sizes)} questions")
+    return "; ".join(parts)
 
 
 def restoration_tables(
@@ -70,13 +173,22 @@ def write_restoration(
     folder: str | os.PathLike[str],
     *,
     title: str,
+    tables: Mapping[str, Mapping[str, AnswerTable]],
     reports: Mapping[str, Mapping[str, CalibrationReport]],
     verdicts: Mapping[str, Mapping[str, Verdict]],
     domains: Mapping[str, str],
     costs: Mapping[str, Mapping[str, float]],
+    questions: Mapping[str, Sequence[Question]],
     notes: Sequence[str] = (),
+    tolerance: float = 0.03,
 ) -> None:
-    """Write ``report.md``, ``reliability.svg``/``.png`` and ``plane.svg``/``.png``."""
+    """Write ``report.html``, ``report.md``, ``reliability`` and ``plane`` as ``.svg`` and ``.png``.
+
+    Parameters
+    ----------
+    tables, reports, verdicts : method -> set -> answers, report, verdict against before.
+    domains : set -> "in", "out" or "train". questions : set -> questions, for their texts.
+    """
     from calibrant.report.figures import (
         plot_plane,
         plot_reliability_grid,
@@ -93,12 +205,49 @@ def write_restoration(
     save_figure(plot_reliability_grid(cells, rows=tests, columns=methods), path / "reliability")
     points = [point_of_report(reports[m][s], m, s) for s in tests for m in methods]
     save_figure(plot_plane(prepare_plane(points)), path / "plane")
-    lines = [f"# {one_line(title)}", ""]
-    for table in restoration_tables(reports, verdicts, domains, intervals=True):
-        lines.append(table.to_markdown())
-    lines += [cost_table(costs).to_markdown(), *(f"- {one_line(note)}" for note in notes), ""]
+    compared = restoration_tables(reports, verdicts, domains, intervals=True)
+    costs_table = cost_table(costs)
+    lines = [f"# {one_line(title)}", "", *(table.to_markdown() for table in compared)]
+    lines += [costs_table.to_markdown(), *(f"- {one_line(note)}" for note in notes), ""]
     lines += ["![reliability diagrams](reliability.png)", "", "![accuracy and ECE](plane.png)", ""]
     write_text(path / "report.md", "\n".join(lines))
+
+    called = {name: f"{name}, {DOMAINS[domain]}" for name, domain in domains.items()}
+    runs = {called[s]: {m: Measured(tables[m][s], reports[m][s]) for m in methods} for s in tests}
+    trained = {
+        m: Measured(tables[m][s], reports[m][s])
+        for s, domain in domains.items()
+        if domain == "train"
+        for m in methods
+    }
+    claims = [
+        Claim(verdicts[m][s].label, verdicts[m][s].reason, f"{m}, {called[s]}")
+        for s in tests
+        for m in methods
+        if s in verdicts.get(m, {})
+    ]
+    sections = measured_sections(
+        runs,
+        questions={called[s]: texts_of(questions[s]) for s in tests if s in questions},
+        tolerance=tolerance,
+        trained=trained,
+    )
+    first = Section("Methods side by side", tables=(*map(_without_notes, compared), costs_table))
+    page = Page(
+        title=title,
+        subtitle=_sizes(runs),
+        claims=tuple(claims),
+        sections=(first, *sections, numbers_section(report_tables(runs)), how_made(path)),
+        warnings=tuple(notes),
+    )
+    write_page(path / "report.html", page)
+
+
+def _without_notes(table: Table) -> Table:
+    """Leave out the verdicts' reasons: the page has them at its head."""
+    from dataclasses import replace
+
+    return replace(table, notes=())
 
 
 def cost_table(costs: Mapping[str, Mapping[str, float]]) -> Table:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calibrant.files import write_text
+from calibrant.report.page import Claim, Page, Section, write_page
 from calibrant.report.tables import Table, interval, number
 
 if TYPE_CHECKING:
     from calibrant.diagnosis.regime import RegimeReport
+    from calibrant.questions import Question
+    from calibrant.report.sections import Measured
 
 # Quantity of a regime report -> heading, in the order to show.
 HEADINGS = {
@@ -56,8 +61,52 @@ def regime_table(report: RegimeReport) -> Table:
     )
 
 
-def write_regime(folder: str | os.PathLike[str], report: RegimeReport) -> None:
-    """Write ``regime.json`` and ``report.md``."""
+def write_regime(
+    folder: str | os.PathLike[str],
+    report: RegimeReport,
+    *,
+    test: Measured,
+    train: Measured,
+    reference: Measured | None = None,
+    questions: Sequence[Question] | None = None,
+) -> None:
+    """Write ``regime.json``, ``report.html`` and ``report.md``.
+
+    Parameters
+    ----------
+    test, train, reference : the answers the report is about, and their calibration.
+    questions : the test questions, if their texts are at hand.
+    """
+    from calibrant.report.folder import how_made
+    from calibrant.report.sections import measured_sections, texts_of
+
     path = Path(folder)
     report.save(path / "regime.json")
-    write_text(path / "report.md", regime_table(report).to_markdown())
+    table = regime_table(report)
+    write_text(path / "report.md", table.to_markdown())
+    name = "test questions"
+    methods = {"this model": test}
+    if reference is not None:
+        methods["reference"] = reference
+    critical = None
+    if "bracket_low" in report and "bracket_high" in report:
+        ends = sorted((report["bracket_low"].value, report["bracket_high"].value))
+        critical = (ends[0], ends[1])
+    sections = measured_sections(
+        {name: methods},
+        questions={} if questions is None else {name: texts_of(questions)},
+        trained={"this model": train},
+        critical=critical,
+    )
+    page = Page(
+        title="Can this model be calibrated at its accuracy?",
+        subtitle=f"{report.n_train:,} training questions, {report.n_test:,} test questions",
+        claims=(Claim(report.label, f"{report.reason} {report.recommendation}"),),
+        sections=(
+            Section("The evidence", tables=(replace(table, title="", notes=()),)),
+            *sections,
+            how_made(path),
+        ),
+        warnings=report.notes,
+    )
+    write_page(path / "report.html", page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 import re
@@ -122,25 +123,44 @@ class Table:
         Console(file=file, width=width, color_system=None).print(self.to_rich())
         return "\n".join(line.rstrip() for line in file.getvalue().split("\n"))
 
+    def to_csv(self) -> str:
+        """Write CSV; text that a spreadsheet would take for a formula begins with an apostrophe."""
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([_no_formula(name) for name in self.columns])
+        writer.writerows([_no_formula(cell) for cell in row] for row in self.rows)
+        return file.getvalue()
+
     def to_markdown(self) -> str:
         """Write GitHub Markdown, ending with a line feed."""
-        lines = [f"**{_escape(self.title)}**", ""] if self.title else []
+        lines = [f"**{escape_markdown(self.title)}**", ""] if self.title else []
         rule = [":---" if k in self.text_columns else "---:" for k in range(len(self.columns))]
         lines += [_markdown_row(self.columns), "|" + "|".join(rule) + "|"]
         lines += [_markdown_row(row) for row in self.rows]
         if self.notes:
-            lines += ["", *(f"- {_escape(note)}" for note in self.notes)]
+            lines += ["", *(f"- {escape_markdown(note)}" for note in self.notes)]
         return "\n".join(lines) + "\n"
 
 
 def _markdown_row(cells: tuple[str, ...]) -> str:
-    plain = [cell if _PLAIN_CELL.fullmatch(cell) else _escape(cell) for cell in cells]
+    plain = [cell if _PLAIN_CELL.fullmatch(cell) else escape_markdown(cell) for cell in cells]
     return "| " + " | ".join(plain) + " |"
 
 
-def _escape(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Make untrusted text plain in Markdown: no cell ends, emphasis, links, images or HTML."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>&|~" else c for c in one_line(text))
+
+
+def _no_formula(text: str) -> str:
+    line = one_line(text)
+    if not line.startswith(("=", "+", "-", "@")):
+        return line
+    try:
+        float(line)
+    except ValueError:
+        return f"'{line}"
+    return line
 
 
 # -- reports --------------------------------------------------------------------------------
@@ -182,22 +202,45 @@ def report_table(report: CalibrationReport, *, title: str = "Calibration") -> Ta
     )
 
 
-def task_table(answers: AnswerTable, *, seed: int = 0) -> Table:
-    """Show accuracy, confidence and conf-ECE of each task, beside what chance alone gives."""
+def subject_table(
+    methods: Mapping[str, AnswerTable], *, title: str = "Subjects", seed: int = 0
+) -> Table:
+    """Show each subject's accuracy, confidence and conf-ECE, beside what chance alone gives.
+
+    Parameters
+    ----------
+    methods : method -> answers to the same questions; each has its own columns, fewer of them if
+        there are several methods.
+    """
     from calibrant.metrics.inference import noise_floor_from_confidence
 
-    names = np.array(answers.tasks)
-    confidence, correct = answers.confidence, answers.correct
+    several = len(methods) > 1
+
+    first, *_ = methods.values()
+    names = {m: np.array(answers.tasks) for m, answers in methods.items()}
     rows = []
-    for name in dict.fromkeys(answers.tasks):
-        at = names == name
-        floor = noise_floor_from_confidence(confidence[at], correct[at], seed=seed)
-        numbers = (correct[at].mean(), confidence[at].mean(), floor.observed, floor.mean)
-        rows.append((name, f"{at.sum():,}", *map(number, numbers), number(floor.p_value)))
+    for name in sorted(set(first.tasks)):
+        row = [name or "–", f"{(names[next(iter(methods))] == name).sum():,}"]
+        for method, answers in methods.items():
+            at = names[method] == name
+            confidence, correct = answers.confidence[at], answers.correct[at]
+            if not len(correct):
+                row += ["–"] * (3 if several else 5)
+                continue
+            floor = noise_floor_from_confidence(confidence, correct, seed=seed)
+            found = [correct.mean(), confidence.mean(), floor.observed, floor.mean, floor.p_value]
+            row += [number(found[k]) for k in ((0, 2, 4) if several else range(5))]
+        rows.append(tuple(row))
+    columns: list[str] = []
+    for method in methods:
+        if several:
+            columns += [f"{method}: accuracy", "conf-ECE", "p"]
+        else:
+            columns += ["accuracy", "confidence", "conf-ECE", "by chance", "p"]
     return Table(
-        columns=("task", "N", "accuracy", "confidence", "conf-ECE", "by chance", "p"),
+        columns=("subject", "N", *columns),
         rows=tuple(rows),
-        title="Tasks",
+        title=title,
     )
 
 

@@ -1,0 +1,202 @@
+"""The page in a real browser: it loads alone, sorts, saves, turns dark, prints, can be reached."""
+
+import io
+import re
+from xml.etree import ElementTree
+
+import pytest
+from browser import Browser, needs_chromium
+from pages import EVIL, evil_questions, evil_table, made_up, open_folder
+
+from calibrant.diagnosis.report import evaluate
+from calibrant.diagnosis.verdict import verdict
+from calibrant.report.folder import write_comparison, write_evaluation
+from calibrant.report.sections import Measured
+from calibrant.report.tables import difference_table
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    needs_chromium()
+    one = Browser(tmp_path_factory.mktemp("profile"), tmp_path_factory.mktemp("saved"))
+    yield one
+    one.driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A comparison of hostile answers, before and after."""
+    before, after = evil_table(), evil_table(power=0.5)
+    runs = {"set": {EVIL: Measured(before, evaluate(before, n_resamples=50)),
+                    "after": Measured(after, evaluate(after, n_resamples=50))}}  # fmt: skip
+    judged = verdict(before, after, n_resamples=50)
+    folder = open_folder(tmp_path_factory.mktemp("page"))
+    write_comparison(
+        folder,
+        runs,
+        {"set": {"after": judged}},
+        [difference_table(judged, name=EVIL, before=EVIL, after="after")],
+        title=EVIL,
+        questions={"set": evil_questions()},
+        tolerance=0.03,
+    )
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A report of ordinary answers with twelve subjects."""
+    folder = open_folder(tmp_path_factory.mktemp("plain"))
+    table = made_up(600, power=2)
+    write_evaluation(folder, evaluate(table, n_resamples=50), title="plain", answers=table)
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize("size", ["phone", "laptop"])
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_loads_alone_and_fits_the_screen(browser, page, size, dark, tmp_path):
+    browser.open(page, size, dark)
+    assert browser.problems() == []
+    assert browser.requests() == [page.as_uri()]
+    wide = browser.run("return document.documentElement.scrollWidth - innerWidth")
+    assert wide <= 0
+    paper = browser.run("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", paper)[:3])) < 150) == dark
+    browser.screenshot(tmp_path / "page.png")
+    assert (tmp_path / "page.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_hostile_text_runs_nothing(browser, page):
+    browser.open(page)
+    assert browser.run("return document.querySelectorAll('img, iframe, [onload], #x').length") == 0
+    assert browser.run("return document.scripts.length") == 1
+    assert browser.run("return document.body.innerText.includes('<script>alert(1)')")
+    # The policy holds even if some text got through.
+    browser.run("const s = document.createElement('script'); s.textContent = 'window.owned = 1';"
+                "document.body.append(s)")  # fmt: skip
+    assert browser.run("return window.owned === undefined")
+    assert "Content Security Policy" in browser.problems()[0]
+
+
+def column(browser, heading):
+    return browser.run(
+        """const table = [...document.querySelectorAll('table[data-sortable]')]
+             .find(t => t.tHead.textContent.includes('subject'));
+           const k = [...table.tHead.rows[0].cells]
+             .findIndex(h => h.innerText.includes(arguments[0]));
+           return [...table.tBodies[0].rows].map(r => r.cells[k].textContent.trim())""",
+        heading,
+    )
+
+
+def press(browser, heading, how):
+    from selenium.webdriver.common.keys import Keys
+
+    button = browser.run(
+        """return [...document.querySelectorAll('th button')]
+             .find(b => b.textContent.trim() === arguments[0]
+                   && b.closest('table').tHead.textContent.includes('subject'))""",
+        heading,
+    )
+    if how == "click":
+        browser.run("arguments[0].click()", button)
+    else:
+        button.send_keys(Keys.ENTER)
+    return browser.run("return arguments[0].closest('th').getAttribute('aria-sort')", button)
+
+
+@pytest.mark.parametrize("how", ["click", "keyboard"])
+def test_tables_sort_by_number_and_by_name(browser, plain, how):
+    browser.open(plain)
+    numbers = [float(x) for x in column(browser, "conf-ECE")]
+    assert numbers != sorted(numbers)
+    assert press(browser, "conf-ECE", how) == "ascending"
+    assert [float(x) for x in column(browser, "conf-ECE")] == sorted(numbers)
+    assert press(browser, "conf-ECE", how) == "descending"
+    assert [float(x) for x in column(browser, "conf-ECE")] == sorted(numbers)[::-1]
+    assert press(browser, "subject", how) == "ascending"
+    assert column(browser, "subject") == [f"subject {i}" for i in range(12)]
+    assert browser.run("return document.querySelectorAll('[aria-sort]').length") == 1
+    assert browser.problems() == []
+
+
+def test_the_theme_can_be_turned(browser, plain):
+    browser.open(plain)
+    colour = "return getComputedStyle(document.querySelector('svg [fill=\"#0072B2\"]')).fill"
+    light = browser.run(colour)
+    assert light == "rgb(0, 114, 178)"
+    browser.run("document.querySelector('.toggle').click()")
+    assert browser.run("return document.documentElement.dataset.theme") == "dark"
+    assert browser.run(colour) != light
+    assert browser.run("return document.querySelector('.toggle').ariaLabel") == "Use light colours"
+    browser.run("document.querySelector('.toggle').click()")
+    assert browser.run(colour) == light
+
+
+def test_a_figure_is_saved_as_svg_that_stands_alone_and_its_data_as_csv(browser, page, plain):
+    browser.open(plain)
+    tools = "document.querySelector('.tools[data-name=reliability-1-plain]')"
+    browser.run(f"{tools}.querySelector('button').click()")
+    browser.run(f"{tools}.querySelector('a').click()")
+    svg = ElementTree.fromstring(browser.saved("reliability-1-plain.svg"))
+    assert svg.tag == "{http://www.w3.org/2000/svg}svg"
+    assert svg.find("{http://www.w3.org/2000/svg}title").text == "Reliability diagram"
+    assert "var(" not in ElementTree.tostring(svg, encoding="unicode")
+    lines = browser.saved("reliability-1-plain.csv").splitlines()
+    assert lines[0] == "confidence,questions,mean confidence,accuracy,95 % low,95 % high"
+    assert sum(int(line.split(",")[1]) for line in lines[1:]) == 600
+    assert browser.requests()[0] == plain.as_uri()
+    assert {u.split(":")[0] for u in browser.requests()} <= {"data", "blob"}
+
+    browser.open(page)
+    browser.run("document.querySelector('.tools[data-name^=risk] a').click()")
+    rows = browser.saved("risk-1-set.csv").splitlines()
+    assert rows[1].startswith("\"'=<script>") or rows[1].startswith("'=<script>")
+
+
+def test_every_control_is_reached_by_the_keyboard_and_has_a_name(browser, page):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    browser.open(page)
+    controls = browser.run("return document.querySelectorAll('a, button, summary').length")
+    reached = set()
+    for _ in range(controls + 60):
+        ActionChains(browser.driver).send_keys(Keys.TAB).perform()
+        found = browser.run(
+            """const a = document.activeElement;
+               if (a === document.body) return null;
+               const all = [...document.querySelectorAll('a, button, summary')];
+               return [all.indexOf(a), getComputedStyle(a).outlineStyle]"""
+        )
+        if found is None:
+            break
+        index, outline = found
+        assert outline != "none"
+        reached.add(index)
+    assert reached >= set(range(controls))
+    tree = browser.command("Accessibility.getFullAXTree")["nodes"]
+    named = {"button", "link", "image", "table", "region", "heading"}
+    nodes = [n for n in tree if n.get("role", {}).get("value") in named and not n.get("ignored")]
+    # A table inside a named region needs no caption of its own.
+    nameless = [n for n in nodes if not n.get("name", {}).get("value")
+                and n["role"]["value"] != "table"]  # fmt: skip
+    assert not nameless
+    assert len([n for n in nodes if n["role"]["value"] == "image"]) >= 10
+
+
+def test_it_prints_in_light_colours_without_controls(browser, plain, tmp_path):
+    browser.open(plain, dark=True)
+    browser.command("Emulation.setEmulatedMedia", media="print",
+                    features=[{"name": "prefers-color-scheme", "value": "dark"}])  # fmt: skip
+    paper = browser.run(
+        "return getComputedStyle(document.documentElement).getPropertyValue('--paper')"
+    )
+    assert paper.strip() == "#ffffff"
+    hidden = browser.run("return getComputedStyle(document.querySelector('.tools')).display")
+    assert hidden == "none"
+    browser.pdf(tmp_path / "page.pdf")
+    text = (tmp_path / "page.pdf").read_bytes()
+    assert text.startswith(b"%PDF")
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", text)) <= 12
+    assert io.BytesIO(text).getbuffer().nbytes > 20_000

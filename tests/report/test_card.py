@@ -1,0 +1,109 @@
+"""Model cards: huggingface_hub reads them, the numbers are right, hostile names stay text."""
+
+import math
+
+import pytest
+import yaml
+from pages import EVIL, made_up
+
+from calibrant.diagnosis.report import evaluate
+from calibrant.diagnosis.verdict import verdict
+from calibrant.report.card import CardFacts, model_card, write_card
+
+
+@pytest.fixture(scope="module")
+def measured():
+    before, after = made_up(400, power=3), made_up(400)
+    reports = {"arc": {"before": evaluate(before, n_resamples=50),
+                       "cft": evaluate(after, n_resamples=50)}}  # fmt: skip
+    return reports, {"arc": verdict(before, after, n_resamples=50)}
+
+
+def facts(**changes):
+    values = {
+        "model": "org/base", "method": "cft", "kind": "adapter", "prompt": {"format": "letter"},
+        "train": ("allenai/openbookqa:train", "data/own.jsonl"), "n_train": 400,
+        "settings": {"epochs": 1.0, "strength": None}, "versions": {"calibrant": "0.1"},
+    }  # fmt: skip
+    return CardFacts(**values | changes)
+
+
+def test_the_hub_library_accepts_the_card_and_reads_every_number(measured):
+    hub = pytest.importorskip("huggingface_hub")
+    reports, verdicts = measured
+    text = model_card(facts(), reports, verdicts, picture="reliability.png")
+    # Raises if model-index is not as the Hub wants it; `validate()` itself needs the network.
+    card = hub.ModelCard(text, ignore_metadata_errors=False)
+    found = {r.metric_type: r.metric_value for r in card.data.eval_results}
+    report = reports["arc"]["cft"]
+    assert found["accuracy"] == pytest.approx(report["accuracy"].value, abs=1e-6)
+    assert found["expected_calibration_error"] == pytest.approx(report["conf_ece"].value, abs=1e-6)
+    assert len(found) == 6
+    assert {r.task_type for r in card.data.eval_results} == {"multiple-choice"}
+    assert card.data.model_name == "base-cft"
+    data = card.data.to_dict()
+    assert (data["base_model"], data["library_name"]) == ("org/base", "peft")
+    assert data["license"] == "unknown"
+    assert data["datasets"] == ["allenai/openbookqa"]
+    assert hub.ModelCardData(**{k: v for k, v in data.items() if k != "model-index"})
+    assert verdicts["arc"].label in text
+    assert "![Reliability diagrams, before and after](reliability.png)" in text
+    assert "strength" not in text
+
+
+def test_the_base_models_licence_is_taken_over(measured, tmp_path):
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: gemma\nlicense_link: https://ai.google.dev/gemma\n---\n"
+    )
+    text = model_card(facts(model=str(tmp_path)), *measured)
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert (head["license"], head["license_name"]) == ("other", "gemma")
+    assert "base_model" not in head  # a folder here is nothing to the Hub
+    assert "The base model's: gemma (https://ai.google.dev/gemma)." in text
+
+
+@pytest.mark.parametrize("head", ["---\n: [\n---\n", "---\n- a\n---\n", "no head", "\xff"])
+def test_a_broken_card_of_the_base_model_is_no_licence(measured, tmp_path, head):
+    (tmp_path / "README.md").write_bytes(head.encode("latin-1"))
+    text = model_card(facts(model=str(tmp_path)), *measured)
+    assert "fill in `license` above" in text
+
+
+def test_hostile_names_stay_text(measured):
+    hub = pytest.importorskip("huggingface_hub")
+    reports, verdicts = measured
+    name = f"{EVIL}\n---\nlicense: mit\n---\n![x](http://x)"
+    text = model_card(
+        facts(model=name, train=(name,)),
+        {name: reports["arc"]},
+        {name: verdicts["arc"]},
+    )
+    head, body = text.split("\n---\n", 1)
+    assert yaml.safe_load(head.removeprefix("---\n"))["license"] == "unknown"
+    assert hub.ModelCard(text, ignore_metadata_errors=False).data.license == "unknown"
+    prose = "".join(body.split("```")[::2])  # in a code block everything is text
+    assert "<script" not in prose.replace("\\<script", "")
+    assert "![x]" not in prose
+    assert "\u202e" not in text
+    assert "\x1b" not in text
+
+
+def test_a_number_that_is_not_finite_is_left_out(measured):
+    reports, verdicts = measured
+    report = reports["arc"]["cft"]
+    odd = type(report).from_dict(report.to_dict())
+    estimate = odd["nll"]
+    odd.metrics["nll"] = type(estimate)("nll", math.inf, math.nan, math.nan, estimate.n)
+    text = model_card(facts(), {"arc": {"before": report, "cft": odd}}, verdicts)
+    head = yaml.safe_load(text.split("---\n")[1])
+    types = [m["type"] for m in head["model-index"][0]["results"][0]["metrics"]]
+    assert "nll" not in types
+    assert len(types) == 5
+
+
+def test_a_calibrators_card_says_how_to_apply_it(measured, tmp_path):
+    write_card(tmp_path, facts(kind="calibrator", settings={}), *measured)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "library_name: calibrant" in text
+    assert 'cal.posthoc.load("calibrator.json")' in text
+    assert (tmp_path / "reliability.png").stat().st_size > 5000

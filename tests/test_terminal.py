@@ -1,0 +1,191 @@
+"""How the commands speak: to people, to scripts, to nobody; how they stop, and are completed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from calibrant.answers import AnswerTable
+from calibrant.cli import run
+from calibrant.progress import hushed, note, progress
+from helpers import make_model, make_questions
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """A file of over-confident answers in two subjects."""
+    path = tmp_path_factory.mktemp("answers") / "answers.parquet"
+    table = AnswerTable.from_probs(
+        [[0.9, 0.1]] * 300, [0] * 180 + [1] * 120, tasks=["a", "b"] * 150
+    )
+    table.save(path)
+    return str(path)
+
+
+def calibrant(*arguments, **environment):
+    """Run the command as a user does, its output not a terminal."""
+    return subprocess.run(
+        [sys.executable, "-m", "calibrant", *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, **environment},
+        timeout=300,
+    )
+
+
+def test_json_is_all_that_standard_output_holds(answers, tmp_path):
+    done = calibrant("evaluate", "--answers", answers, "--json", "--output-dir",
+                     str(tmp_path / "run"))  # fmt: skip
+    assert done.returncode == 0
+    found = json.loads(done.stdout)
+    assert found["finding"]["label"] == "over-confident"
+    assert found["report"]["metrics"]["accuracy"]["value"] == 0.6
+    assert found["output_dir"] == str(tmp_path / "run")
+    assert "conf-ECE" in done.stderr  # a person at the terminal still sees the table
+
+
+def test_quiet_says_nothing_but_errors(answers, tmp_path):
+    done = calibrant("evaluate", "--answers", answers, "-q", "--output-dir", str(tmp_path / "run"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["evaluate", "--answers", "nosuch.parquet", "-q"], 1),
+        (["evaluate", "--answers", "nosuch.parquet", "--json"], 1),
+        (["evaluate", "--nosuch"], 2),
+        (["completion", "tcsh"], 2),
+    ],
+)
+def test_errors_are_shown_and_counted_whatever_was_asked(arguments, code, capsys):
+    assert run(arguments) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "rror" in err
+    assert "Traceback" not in err
+
+
+def test_the_verdict_is_said_in_words_and_without_colour(answers, capsys, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert run(["evaluate", "--answers", answers]) == 0
+    out = capsys.readouterr().out
+    said = " ".join(out.split())
+    assert "over-confident: confidence is 0.900 on average, and 0.600 of the answers are" in said
+    assert re.search(r"conf-ECE ↓ +\.300 +\[\.2\d+, \.3\d+\]", out)
+    assert not re.search(r"\x1b\[[\d;]*3[0-7]", out)
+
+
+def test_every_command_gives_json(answers, tmp_path, capsys):
+    stages = ["--base", answers, "--aligned"]
+    other = tmp_path / "other.parquet"
+    table = AnswerTable.load(answers)
+    table.with_logprobs(table.logprobs / 3).save(other)
+    for arguments, key in (
+        (["compare", answers, str(other)], "comparisons"),
+        (["diagnose", "--train", answers, "--test", str(other)], "label"),
+        (["collapse", *stages, str(other), "--output-dir", str(tmp_path / "run")], "stages"),
+    ):
+        assert run([*arguments, "--json"]) == 0
+        assert key in json.loads(capsys.readouterr().out)
+
+
+def test_a_hushed_bar_and_note_show_nothing(capsys):
+    with hushed(), progress("scoring", 3, "q") as advance:
+        advance(3)
+        note("hello")
+    assert capsys.readouterr() == ("", "")
+    note("hello")
+    with progress("scoring", 3, "q") as advance:
+        advance(3)
+    err = capsys.readouterr().err
+    assert "hello" in err
+    assert "3/3" in err
+    assert "left" in err
+
+
+@pytest.mark.slow
+def test_interrupted_scoring_stops_cleanly_says_how_to_go_on_and_goes_on(tmp_path, tokenizer):
+    make_model().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    lines = [
+        json.dumps(
+            {"id": q.id, "question": q.question, "choices": list(q.choices), "answer": q.answer}
+        )
+        for q in make_questions(6000, seed=3)
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    output = tmp_path / "run"
+    arguments = [
+        "evaluate", str(tmp_path / "model"), "--questions", str(tmp_path / "questions.jsonl"),
+        "--prompt", "cloze", "--device", "cpu", "--output-dir", str(output),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "calibrant", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        # A shell that runs the tests in the background has had Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    journal = output / "answers.partial"
+    end = time.monotonic() + 400
+    while time.monotonic() < end and process.poll() is None:
+        if sum(p.stat().st_size for p in journal.glob("*.jsonl")) > 1000:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Interrupted" in err
+    assert "calibrant evaluate" in err  # the command to give again
+    assert "Traceback" not in err
+    assert not (output / "answers.parquet").exists()
+    kept = sum(len(p.read_text().splitlines()) for p in journal.glob("*.jsonl"))
+    assert kept > 0
+    assert run([*arguments, "-q"]) == 0
+    assert len(AnswerTable.load(output / "answers.parquet")) == 6000
+
+
+def complete(words):
+    """What bash is told for a command line that ends in the last word."""
+    done = calibrant(
+        _CALIBRANT_COMPLETE="bash_complete",
+        COMP_WORDS=" ".join(words),
+        COMP_CWORD=str(len(words) - 1),
+    )
+    return [line.split(",", 1)[1] for line in done.stdout.splitlines()]
+
+
+def test_verbs_options_and_values_are_completed():
+    assert {"compare", "completion", "collapse"} == set(complete(["calibrant", "co"]))
+    assert "--questions" in complete(["calibrant", "compare", "--qu"])
+    assert complete(["calibrant", "completion", "f"]) == ["fish"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_script_is_of_the_shell(shell, capsys, tmp_path):
+    assert run(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert f"_CALIBRANT_COMPLETE={shell}_complete" in script
+    if shell == "bash":
+        path = tmp_path / "script"
+        path.write_text(script)
+        assert subprocess.run(["bash", "-n", str(path)]).returncode == 0
+
+
+def test_a_closed_pipe_is_no_error(answers):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "calibrant", "evaluate", "--answers", answers],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+    )  # fmt: skip
+    process.stdout.close()
+    _, err = process.communicate(timeout=240)
+    assert "Traceback" not in err
+    assert process.returncode == 1
