@@ -55,7 +55,7 @@ def write_page(story: Story, seconds: float) -> None:
             f"{i + 1}. {title}",
             (words(story, i),),
             {"": [_picture(name, text, drawn[name]) for name, text in _FIGURES[i]]},
-            size="large",
+            size="full",
         )
         for i, title in enumerate(CHAPTERS)
     ]

@@ -83,7 +83,7 @@ class Section:
     Attributes
     ----------
     title : plain words, unique in the page. text : paragraphs.
-    pictures : heading ("" for none) -> figures side by side. size : of the figures.
+    pictures : heading ("" for none) -> figures side by side. size : of the figures; "full" gives each a row of its own.
     tables, mistakes : below the figures.
     """
 
@@ -92,7 +92,7 @@ class Section:
     pictures: Mapping[str, Sequence[Picture]] = field(default_factory=dict)
     tables: tuple[Table, ...] = ()
     mistakes: tuple[Mistake, ...] = ()
-    size: Literal["", "small", "large"] = ""
+    size: Literal["", "small", "large", "full"] = ""
 
 
 @dataclass(frozen=True)
