@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from calibrant.cli.options import config_option, seed_option
+from calibrant.cli.terminal import terminal_options
 
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
@@ -36,6 +37,7 @@ _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 )
 @seed_option
 @config_option
+@terminal_options
 def command(
     ece_change: float | None,
     ece_before: float | None,
@@ -45,7 +47,7 @@ def command(
     n_options: int,
     power: float,
     seed: int,
-) -> None:
+) -> dict[str, Any]:
     """Tell how many labelled questions show a change of conf-ECE, or that it is within a tolerance.
 
     By simulation, with the intervals of the verdict.
@@ -80,7 +82,11 @@ def command(
         "seed": seed,
         "show_progress": True,
     }
+    found: dict[str, Any] = {}
     if ece_change is not None:
-        click.echo(plan(ece_change=ece_change, ece_before=ece_before, **of_model))
+        found["ece_change"] = plan(ece_change=ece_change, ece_before=ece_before, **of_model)
     if tolerance is not None:
-        click.echo(plan(tolerance=tolerance, **of_model))
+        found["tolerance"] = plan(tolerance=tolerance, **of_model)
+    for one in found.values():
+        click.echo(one)
+    return {name: one.to_dict() for name, one in found.items()}

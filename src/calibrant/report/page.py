@@ -83,7 +83,8 @@ class Section:
     Attributes
     ----------
     title : plain words, unique in the page. text : paragraphs.
-    pictures : heading ("" for none) -> figures side by side. size : of the figures; "full" gives each a row of its own.
+    pictures : heading ("" for none) -> figures side by side. size : of the figures; "full" gives
+        each a row of its own.
     tables, mistakes : below the figures.
     """
 
