@@ -455,7 +455,7 @@ USAGE = [
     ('evaluate MODEL --questions q.jsonl --answers t.csv',
      'expected MODEL with --questions, or --answers alone'),
     ('evaluate --answers t.csv --limit 3',
-     '--limit, --skip-invalid and --compare-base go with --questions, not --answers'),
+     '--limit, --skip-invalid and --compare-base go with MODEL, not --answers'),
     ('evaluate MODEL --questions q.jsonl --limit 0',
      "Invalid value for '--limit': 0 is not in the range x>=1."),
     ('evaluate MODEL --questions q.jsonl --limit x',

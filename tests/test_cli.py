@@ -215,7 +215,7 @@ def test_a_config_file_gives_defaults_and_flags_win(world, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["evaluate"], 2, "expected MODEL with --questions, or --answers"),
+        (["evaluate"], 2, "expected MODEL with --questions, or --answers alone"),
         (["evaluate", "m", "n", "--questions", "q"], 2, "expected MODEL with --questions"),
         (["evaluate", "--answers", "missing.jsonl"], 1, "no such file or folder"),
         (["evaluate", "nowhere", "--questions", "missing.jsonl"], 1, "missing.jsonl"),
@@ -503,7 +503,7 @@ def test_answers_and_comparisons_can_be_kept(restored, tmp_path, capsys):
     results = json.loads((tmp_path / "c" / "report.json").read_text())
     assert [r["set"].endswith("train") for r in results] == [False, False]
     assert run(["evaluate", "--answers", answers, "--limit", "3"]) == 2
-    assert "go with --questions" in capsys.readouterr().err
+    assert "go with MODEL" in capsys.readouterr().err
 
 
 def test_a_runs_own_config_repeats_it(world, tmp_path, capsys):

@@ -109,8 +109,11 @@ def command(
     from calibrant.scoring.processes import Processes
 
     asking = len(model) == 1 and asked["questions"] is not None and not answers
-    if not asking and not answers:
-        raise click.UsageError("expected MODEL with --questions, or --answers")
+    if not asking and (not answers or (model and asked["questions"] is not None)):
+        raise click.UsageError(
+            "expected MODEL with --questions, or --answers alone (or with the --questions they are "
+            "to, for their texts)"
+        )
     if answers and (asked["limit"] or asked["skip_invalid"] or asked["compare_base"]):
         raise click.UsageError(
             "--limit, --skip-invalid and --compare-base go with MODEL, not --answers"
