@@ -51,24 +51,29 @@ def tables(n, rng, *, slope=1.5, noise=0.0, memorised=0.0, reference_noise=None)
     return train, test, reference, (q, p)
 
 
-@pytest.mark.parametrize(
-    ("world", "right"),
-    [
-        # A_tr − ACC* of each, from 300,000 questions.
-        ({"noise": 1.2, "slope": 2.5}, "calibratable"),  # -.09, over-confident
-        ({"noise": 1.2, "slope": 0.3, "reference_noise": 0.0}, "calibratable"),  # -.09, under-conf.
-        ({"memorised": 0.2}, "non-calibratable"),  # +.07
-        ({"memorised": 0.2, "reference_noise": 0.0}, "non-calibratable"),
-        ({"memorised": 0.2, "reference_noise": 1.0}, "non-calibratable"),
-        ({"noise": 0.8, "memorised": 0.9, "slope": 3.0}, "non-calibratable"),  # +.29
-    ],
-)
-def test_right_at_3000_questions(world, right):
-    rng = np.random.default_rng(1)
-    found = Counter(
-        regime(*tables(3000, rng, **world)[:3], n_resamples=10).label for _ in range(10)
-    )
-    assert found[right] >= 9, found
+# Worlds at least .05 from the boundary (A_tr − ACC*, from 300,000 questions), and the verdict.
+WORLDS = [
+    ({"noise": 1.2, "slope": 2.5}, "calibratable"),  # -.09, over-confident
+    ({"noise": 1.2, "slope": 0.3, "reference_noise": 0.0}, "calibratable"),  # -.09, under-confident
+    ({"memorised": 0.2}, "non-calibratable"),  # +.07
+    ({"memorised": 0.2, "reference_noise": 0.0}, "non-calibratable"),
+    ({"memorised": 0.2, "reference_noise": 1.0}, "non-calibratable"),
+    ({"noise": 0.8, "memorised": 0.9, "slope": 3.0}, "non-calibratable"),  # +.29
+]
+
+
+def test_right_at_3000_questions_and_hardly_ever_surely_wrong():
+    """At least 90 % right in every world, at most 5 % confidently wrong over all of them."""
+    wrong = trials = 0
+    for world, right in WORLDS:
+        rng = np.random.default_rng(1)
+        found = Counter(
+            regime(*tables(3000, rng, **world)[:3], n_resamples=10).label for _ in range(10)
+        )
+        assert found[right] >= 9, (world, found)
+        wrong += 10 - found[right] - found["cannot tell"]
+        trials += 10
+    assert wrong <= 0.05 * trials
 
 
 @pytest.mark.parametrize("n", [300, 1000])
