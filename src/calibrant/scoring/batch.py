@@ -302,8 +302,14 @@ def _has_plain_head(model: Any) -> bool:
         inner.config.model_type in PACKABLE
         and type(head) is torch.nn.Linear  # without adapter, not quantised
         and "forward" not in vars(head)  # nothing else has put its own in its place
-        and not hasattr(model, "_orig_mod")  # compiled for the forward that it has
+        and not _is_compiled(model)  # for the forward that it has
     )
+
+
+def _is_compiled(model: Any) -> bool:
+    while model is not None and not hasattr(model, "_orig_mod"):
+        model = getattr(model, "module", None)
+    return model is not None
 
 
 @contextlib.contextmanager
