@@ -101,7 +101,6 @@ class OptionTrainer(FaultTolerantTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-
         self._check_processes()
 
     def _check_processes(self) -> None:
