@@ -15,7 +15,6 @@ import argparse
 import os
 import platform
 import statistics
-import time
 from importlib.metadata import version
 
 import training
@@ -37,15 +36,11 @@ def ceiling(device, dtype):
 
     n = 8192 if device != "cpu" else 1024
     a, b = (torch.randn(n, n, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
-    best = float("inf")
+    watch, best = training.Stopwatch(device), float("inf")
     for _ in range(10):
-        if device != "cpu":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = watch.now()
         a @ b
-        if device != "cpu":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, watch.now() - start)
     return 2 * n**3 / best
 
 
@@ -97,7 +92,7 @@ def main():
     ]
     for name in a.models:
         lines += rows(a, name, most)
-    where = platform.processor()
+    where = platform.machine()
     if a.device != "cpu":
         import torch
 
