@@ -122,7 +122,7 @@ def test_bfloat16_autocast_stays_near(tokenizer, alone):
     assert found["losses"] != alone("rcft-letter")["losses"]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["cft-letter", "rcft-cloze"])
 def test_the_same_seed_gives_the_same_bits(tokenizer, alone, name):
     found = trained(tokenizer, name, 8)
     assert found["losses"] == alone(name)["losses"]
