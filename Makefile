@@ -24,8 +24,8 @@ demo: $(VENV)/.ready
 lab: $(VENV)/.ready
 	$(BIN)/python examples/laboratory.py --write
 
-## test    lint, types and the tests of the default run, a few minutes
-test: check
+## test    lint, types, docs and the tests of the default run, a few minutes
+test: check docs
 	$(BIN)/python -m pytest
 
 ## slow    the long tests: real model (where it is present), five laboratories; half an hour

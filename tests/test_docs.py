@@ -181,7 +181,7 @@ def workshop(tmp_path_factory, tokenizer):
     pair = {"prompt": "Name a fruit.", "chosen": "Apple", "rejected": "Brick"}
     (folder / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 4)
     (folder / "probabilities.csv").write_text("\n".join(["id,label,p_0,p_1", *cells]) + "\n")
-    logs = (
+    log = "".join(
         bad_inputs.log(
             doc_id=i,
             target=str(i % 2),
@@ -190,7 +190,9 @@ def workshop(tmp_path_factory, tokenizer):
         )
         for i in range(40)
     )
-    (folder / "samples_arc_easy_2026-01-01T00-00-00.000000.jsonl").write_text("".join(logs))
+    (folder / "out" / "model").mkdir(parents=True)
+    for place in (folder, folder / "out" / "model"):
+        (place / "samples_arc_easy_2026-01-01T00-00-00.000000.jsonl").write_text(log)
     names = ("train", "test", "before", "after", "answers")
     for file in names:
         tables[file if file in tables else "test"].save(folder / f"{file}.parquet")

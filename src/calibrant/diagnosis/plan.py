@@ -24,6 +24,7 @@ Floats = NDArray[np.float64]
 _POOL = 20_000  # questions of the population that samples are drawn from
 _MOST = 1_000_000  # more labels than anybody has: "cannot be shown"
 _DRAWS = 80  # samples behind each step of the search
+_SHARPEST = 1e3  # factor of the log-odds of a model that is certain of everything
 _STEPS = 6  # of the search, which ends when two agree within 5 %
 
 
@@ -202,17 +203,16 @@ def _sharpened(truth: Floats, ece: float, n_bins: int) -> Floats:
     right: Floats = truth.max(axis=1)
     if ece == 0:
         return right
-    most = 1 - float(right.mean())
-    if ece >= most:
-        raise InputError(f"ECE is {ece:g}, expected less than 1 - accuracy = {most:.3f}")
     with np.errstate(divide="ignore"):
         z = np.log(truth)
 
     def error(slope: float) -> float:
         return float((_softmax(slope * z).max(axis=1) - right).mean())
 
+    if ece >= (most := error(_SHARPEST)):
+        raise InputError(f"ECE is {ece:g}, expected less than 1 - accuracy, {most:.3f}")
     # All are over-confident alike, so the bins' gaps have one sign and conf-ECE is their mean.
-    confidence: Floats = _softmax(_root(error, ece, 1.0, 1e3) * z).max(axis=1)
+    confidence: Floats = _softmax(_root(error, ece, 1.0, _SHARPEST) * z).max(axis=1)
     return confidence
 
 
