@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -191,6 +192,11 @@ def restore(
     InputError
         On bad input, before anything is computed where that is possible.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "restore runs in one process, not in several as torchrun or accelerate start them; "
+            "expected a script with a CalibrationTrainer for those (docs/scaling.md)"
+        )
     train, tests, domains, notes = _load_data(settings)
     config = {
         "command": "restore",

@@ -177,3 +177,10 @@ def test_restore_says_in_a_line_what_it_cannot_do(world, tmp_path, capsys, optio
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_restore_in_several_processes_is_refused(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(restore_arguments(world, tmp_path / "run", "--method", "cft")) == 1
+    assert "restore runs in one process" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
