@@ -166,18 +166,23 @@ def test_which_way_is_better_is_known(tmp_path, name, greater):
 
 
 def test_a_line_of_the_log_has_the_numbers_of_the_questions_since_the_last(make_trainer, tokenizer):
-    """With no learning, a line over a whole epoch is an evaluation on the training questions."""
-    trainer = make_trainer(learning_rate=0.0, num_train_epochs=2, logging_steps=5)
-    trainer.train()
-    lines = [e for e in trainer.state.log_history if "loss" in e]
+    """With no learning, a line over a whole epoch is an evaluation on the training questions, and
+    lines over its steps, each of as many questions, have its NLL on average."""
+    lines = {}
+    for steps in (1, 5):
+        trainer = make_trainer(learning_rate=0.0, logging_steps=steps)
+        trainer.train()
+        lines[steps] = [e for e in trainer.state.log_history if "loss" in e]
     table = score(trainer.model, tokenizer, KNOWN, prompt="cloze", show_progress=False)
-    assert [line["step"] for line in lines] == [5, 10]
-    for line in lines:
-        assert line["accuracy"] == table.correct.mean()
-        for name in ("conf_ece", "nll"):
-            expected = getattr(metrics, name)(table.probs(), table.labels)
-            assert line[name] == pytest.approx(expected, abs=1e-6), name
-        assert line["mean_confidence"] == pytest.approx(table.confidence.mean(), abs=1e-6)
+    assert [line["step"] for line in lines[5]] == [5]
+    assert lines[5][0]["accuracy"] == table.correct.mean()
+    assert lines[5][0]["mean_confidence"] == pytest.approx(table.confidence.mean(), abs=1e-6)
+    for name in ("conf_ece", "nll"):
+        expected = getattr(metrics, name)(table.probs(), table.labels)
+        assert lines[5][0][name] == pytest.approx(expected, abs=1e-6), name
+    parts = [line["nll"] for line in lines[1]]
+    assert len(set(parts)) == 5
+    assert sum(parts) / 5 == pytest.approx(lines[5][0]["nll"], abs=1e-6)
 
 
 def test_tensorboard_gets_the_calibration_of_training_and_evaluation(
