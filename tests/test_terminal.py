@@ -182,7 +182,7 @@ def test_the_completion_script_is_of_the_shell(shell, capsys, tmp_path):
 
 def test_a_closed_pipe_is_no_error(answers):
     process = subprocess.Popen(
-        [sys.executable, "-m", "calibrant", "evaluate", "--answers", answers],
+        [sys.executable, "-m", "calibrant", "evaluate", "--answers", answers, "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
     )  # fmt: skip
     process.stdout.close()

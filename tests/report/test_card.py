@@ -84,6 +84,8 @@ def test_hostile_names_stay_text(measured):
     prose = "".join(body.split("```")[::2])  # in a code block everything is text
     assert "<script" not in prose.replace("\\<script", "")
     assert "![x]" not in prose
+    heading = model_card(facts(model="<script>*a*"), {"arc": reports["arc"]}, verdicts)
+    assert "\n# \\<script\\>\\*a\\*-cft\n" in heading
     assert "\u202e" not in text
     assert "\x1b" not in text
 
