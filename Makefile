@@ -60,7 +60,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/posthoc.py
 
-## bench-scoring  speed of scoring beside lm-eval and the limit, six minutes of one core
+## bench-scoring  speed of scoring beside lm-eval and the limit, twenty minutes of one core
 bench-scoring: $(VENV)/.ready $(MODEL)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scoring.py --data $(DATA) --model $(MODEL)
 

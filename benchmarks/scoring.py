@@ -1,6 +1,6 @@
 """Speed of scoring beside lm-eval, the released evaluator's way, and the hardware's limit.
 
-    OMP_NUM_THREADS=1 python benchmarks/scoring.py             # about six minutes of one core
+    OMP_NUM_THREADS=1 python benchmarks/scoring.py             # about twenty minutes of a core
     OMP_NUM_THREADS=1 python benchmarks/scoring.py --write     # also docs/results/scoring-speed.md
     python benchmarks/scoring.py --device cuda --dtype bfloat16 --questions 2000
 
