@@ -190,9 +190,11 @@ def workshop(tmp_path_factory, tokenizer):
         )
         for i in range(40)
     )
-    (folder / "out" / "model").mkdir(parents=True)
-    for place in (folder, folder / "out" / "model"):
-        (place / "samples_arc_easy_2026-01-01T00-00-00.000000.jsonl").write_text(log)
+    (folder / "out" / "MODEL").mkdir(parents=True)
+    for place in ("arc_easy", "out/MODEL/arc_easy", "out/MODEL/mmlu_anatomy"):
+        path = folder / place
+        name_ = f"samples_{path.name}_2026-01-01T00-00-00.000000.jsonl"
+        path.with_name(name_).write_text(log)
     names = ("train", "test", "before", "after", "answers")
     for file in names:
         tables[file if file in tables else "test"].save(folder / f"{file}.parquet")
