@@ -6,7 +6,7 @@ MODEL := models/smollm2-135m-instruct
 DATA ?= ../shared/data
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help docs demo lab dpo test slow check model real bench bench-scoring bench-training clean
+.PHONY: help docs demo lab dpo protocol test slow check model real bench bench-scoring bench-training clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -50,6 +50,11 @@ $(MODEL): | $(VENV)/.ready
 ## real    the results of docs/results: the real model, letter and cloze, about an hour on 2 cores
 real: $(VENV)/.ready $(MODEL)
 	$(BIN)/python examples/real.py --data $(DATA) --model $(MODEL)
+
+## protocol every remedy under one protocol: units that are missing, an hour of a core each
+protocol: $(VENV)/.ready $(MODEL)
+	$(BIN)/python examples/protocol.py --data $(DATA)
+	$(BIN)/python examples/protocol.py --write
 
 ## dpo     docs/results/dpo.md: what further DPO does to the real model, forty minutes of one core
 dpo: $(VENV)/.ready $(MODEL)

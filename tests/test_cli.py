@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,6 +156,62 @@ def test_a_comparison_without_a_reference_is_refused_before_anything_is_done(
     assert not output.exists()
 
 
+def test_all_is_every_method_that_applies():
+    from calibrant.posthoc import LABELLED, REFERENCED
+    from calibrant.restore import RestoreSettings
+    from calibrant.training import METHODS
+
+    def methods(**more):
+        return RestoreSettings("m", ("a",), ("b",), **more).methods
+
+    assert methods() == ("auto",)
+    assert methods(methods=("all",)) == (*LABELLED, *METHODS)
+    assert set(methods(methods=("all",), reference_model="base")) >= set(REFERENCED)
+    assert methods(methods=("all",), prompt="cloze-pmi") == tuple(LABELLED)
+    with pytest.raises(InputError, match="auto chooses one method"):
+        methods(methods=("auto", "cft"))
+    with pytest.raises(InputError, match="fine_tune 'maybe'"):
+        methods(fine_tune="maybe")
+    with pytest.raises(InputError, match="expected another format to train with"):
+        methods(fine_tune="always", prompt="cloze-pmi")
+
+
+def test_auto_chooses_on_training_questions_alone_and_its_choice_loads(world, tmp_path, capsys):
+    output = tmp_path / "auto"
+    arguments = restore_arguments(world, output, "--fine-tune", "always")
+    assert run(arguments) == 0
+    choice = json.loads((output / "choice.json").read_text())
+    assert choice["n_held_out"] == 15
+    # Right answers score no higher than wrong ones here: no temperature, so cft without one.
+    assert set(choice["verdicts"]) == {"none", "isotonic", "cft"}
+    assert choice["explanation"] in capsys.readouterr().out
+    report = json.loads((output / "report.json").read_text())
+    assert set(report["reports"]) == {"before", choice["method"]} - {"none"}
+
+    # Other answers to the test questions: the same numbers, to the last digit.
+    questions = list(calibrant.load_questions(world["test"]))
+    changed = [replace(q, answer=(q.answer + 1) % len(q.choices)) for q in questions]
+    other = world | {"test": write_questions(tmp_path / "test.jsonl.gz", changed)}
+    assert run(restore_arguments(other, tmp_path / "again", "--fine-tune", "never")) == 0
+    again = json.loads((tmp_path / "again" / "choice.json").read_text())
+    for name in ("none", "isotonic"):
+        assert again["verdicts"][name] == choice["verdicts"][name]
+
+    # Gone on with after the choice of the fine-tuned model: it is not trained a second time.
+    trained = output / "selection" / "cft" / "adapter" / "adapter_model.safetensors"
+    weights = trained.read_bytes()
+    (output / "choice.json").write_text(json.dumps(choice | {"method": "cft"}))
+    assert run(arguments) == 0
+    assert (output / "cft" / "adapter" / trained.name).read_bytes() == weights
+    report = json.loads((output / "report.json").read_text())
+    assert list(report["reports"]) == ["before", "cft"]
+    assert report["costs"]["cft"]["labels"] == 45
+    name = next(n for n in names(output / "cft") if n.endswith("test"))
+    table = AnswerTable.load(output / "cft" / "answers" / f"{name}.parquet")
+    predicted = calibrant.load(output).predict_proba(questions)
+    np.testing.assert_allclose(predicted, table.probs(), atol=1e-6)
+
+
 def test_full_fine_tuning_saves_a_whole_model(world, tmp_path):
     output = tmp_path / "full"
     arguments = restore_arguments(world, output, "--method", "cft", "--lora-rank", "0")
@@ -173,9 +230,25 @@ def test_compare_prints_the_paired_change(restored, capsys):
     assert "conf-ECE" in text
 
 
-def test_compare_of_a_whole_restore_run_says_which_folder_was_meant(restored, capsys):
-    assert run(["compare", str(restored), str(restored / "cft")]) == 1
-    assert "did you mean" in capsys.readouterr().err
+def test_compare_of_a_restoration_compares_all_its_methods(restored, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert run(["compare", str(restored), "--output-dir", str(tmp_path / "c")]) == 0
+    text = capsys.readouterr().out
+    for word in ("before", "temperature", "cft", "rcft", "AURC", "peak GB", "in domain"):
+        assert word in text, word
+    content = json.loads((tmp_path / "c" / "report.json").read_text())
+    assert {row["before"] for row in content} == {"before"}
+    assert list(dict.fromkeys(row["after"] for row in content)) == ["temperature", "cft", "rcft"]
+    assert not [row["set"] for row in content if row["set"].endswith("train")]
+    assert {"p_values", "marks", "label", "difference"} <= set(content[0])
+    assert (tmp_path / "c" / "changes.png").stat().st_size > 10_000
+    assert run(["compare", str(restored), "--baseline", "tempreature"]) == 1
+    assert "expected one of before, temperature, cft, rcft" in capsys.readouterr().err
+
+
+def test_compare_of_a_single_run_asks_for_a_second(restored, capsys):
+    assert run(["compare", str(restored / "cft")]) == 1
+    assert "expected a second one" in capsys.readouterr().err
 
 
 def test_evaluate_a_model_then_its_answers(world, tmp_path, capsys):
@@ -230,7 +303,7 @@ def test_a_config_file_gives_defaults_and_flags_win(world, tmp_path, capsys):
         (["restore", "m", "--train", "a", "--eval", "b", "--method", "magic"], 2, "magic"),
         (["evaluate", "--answers", "a", "--show-prompts", "1"], 2, "goes with MODEL"),
         (["conjure"], 2, "No such command"),
-        (["compare", "a"], 2, "AFTER"),
+        (["compare"], 2, "RUNS"),
     ],
 )
 def test_wrong_use_gives_one_message_and_its_code(

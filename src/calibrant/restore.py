@@ -13,15 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from calibrant.answers import AnswerTable
+from calibrant.choice import (
+    FINE_TUNED,
+    NONE,
+    WHEN_TO_FINE_TUNE,
+    Choice,
+    conclude,
+    post_hoc_candidates,
+    prefer,
+    reason_to_fine_tune,
+    transfers,
+)
 from calibrant.diagnosis.report import CalibrationReport, evaluate
 from calibrant.diagnosis.verdict import Verdict, verdict
 from calibrant.errors import InputError
 from calibrant.files import write_text
-from calibrant.posthoc import LABELLED, REFERENCED
+from calibrant.posthoc import LABELLED, REFERENCED, NoOptimumError
+from calibrant.posthoc import load as load_calibrator
 from calibrant.progress import progress
 from calibrant.prompts import PMI_IS_FOR_SCORING, Prompt, PromptLike
-from calibrant.questions import Questions, drop_overlap, load_questions
+from calibrant.questions import Questions, drop_overlap, load_questions, split_questions
 from calibrant.runs import (
+    BEFORE,
     TRAIN,
     answers_at,
     nothing_left_of_a_failure,
@@ -33,7 +46,8 @@ from calibrant.training import METHODS as FINE_TUNING
 
 POST_HOC = LABELLED | REFERENCED
 METHODS = (*POST_HOC, *FINE_TUNING)
-BEFORE = "before"
+AUTO, ALL = "auto", "all"
+SELECTION = "selection"  # folder of what `AUTO` tried
 TRAIN_SAMPLE = 250  # training questions scored after each method, to show the train-test gap
 
 
@@ -45,7 +59,12 @@ class RestoreSettings:
     ----------
     model : Hub id or folder. train : question sources to learn from.
     evaluate : held-out sources of the same domain. out_of_domain : of other domains.
-    methods : of `METHODS`, in the order given.
+    methods : of `METHODS`, in the order given; or "all" that apply here, or "auto" alone, which
+        chooses one on a share of the training questions (`calibrant.choice`).
+    fine_tune : whether "auto" tries fine-tuning: "always", "never", or "auto", when post-hoc
+        calibration leaves something to be done.
+    min_accuracy : accuracy below which "auto" tries fine-tuning.
+    selection_fraction : share of the training questions that "auto" chooses on.
     reference_model : Hub id or folder of the model before alignment, for "base-kl" and "daca".
     train_limit : training questions in all, a seeded random sample over the pooled sources, an
         equal share of each. limit : questions of each test source, likewise.
@@ -72,8 +91,11 @@ class RestoreSettings:
     train: tuple[str, ...]
     evaluate: tuple[str, ...]
     out_of_domain: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ("temperature", "cft", "rcft")
+    methods: tuple[str, ...] = (AUTO,)
     reference_model: str | None = None
+    fine_tune: str = "auto"
+    min_accuracy: float | None = None
+    selection_fraction: float = 0.25
     prompt: PromptLike = "letter"
     dtype: str = "auto"
     device: str = "auto"
@@ -107,11 +129,30 @@ class RestoreSettings:
     def __post_init__(self) -> None:
         prompt = Prompt.of(self.prompt)
         object.__setattr__(self, "prompt", prompt)
-        if prompt.format == "cloze-pmi" and set(FINE_TUNING) & set(self.methods):
+        trainable = prompt.format != "cloze-pmi"
+        if ALL in self.methods:
+            apply = [*LABELLED, *(REFERENCED if self.reference_model else ())]
+            object.__setattr__(self, "methods", (*apply, *(FINE_TUNING if trainable else ())))
+        if not trainable and self.fine_tune == "auto":
+            object.__setattr__(self, "fine_tune", "never")
+        if not trainable and (set(FINE_TUNING) & set(self.methods) or self.fine_tune == "always"):
             raise InputError(PMI_IS_FOR_SCORING)
-        unknown = [m for m in self.methods if m not in METHODS]
+        if AUTO in self.methods and len(self.methods) > 1:
+            raise InputError(
+                f"methods {', '.join(self.methods)}: auto chooses one method; expected it alone, "
+                "or the methods by name"
+            )
+        if AUTO in self.methods and self.push_to_hub is not None:
+            raise InputError("push_to_hub: auto may choose no model; expected methods by name")
+        unknown = [m for m in self.methods if m not in (*METHODS, AUTO)]
         if unknown or not self.methods:
-            raise InputError(f"method {unknown or 'missing'}, expected of {', '.join(METHODS)}")
+            raise InputError(
+                f"method {unknown or 'missing'}, expected {AUTO}, {ALL} or of {', '.join(METHODS)}"
+            )
+        if self.fine_tune not in WHEN_TO_FINE_TUNE:
+            raise InputError(
+                f"fine_tune {self.fine_tune!r}, expected of {', '.join(WHEN_TO_FINE_TUNE)}"
+            )
         without = [m for m in self.methods if m in REFERENCED and not self.reference_model]
         if without:
             raise InputError(
@@ -146,6 +187,7 @@ class Restoration:
     costs : method -> seconds, questions and tokens a second, peak memory, labels used.
     notes : sentences about what was done to the data and what could not be done.
     questions : test set -> its questions.
+    choice : what "auto" settled on, None where the methods were named.
     """
 
     folder: Path
@@ -157,6 +199,7 @@ class Restoration:
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     questions: dict[str, Questions] = field(default_factory=dict)
+    choice: Choice | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able content of ``report.json``."""
@@ -165,6 +208,7 @@ class Restoration:
             "settings": self.settings.to_dict(),
             "sets": self.domains,
             "notes": self.notes,
+            "choice": None if self.choice is None else self.choice.to_dict(),
             "costs": self.costs,
             "reports": _nested(self.reports),
             "verdicts": _nested(self.verdicts),
@@ -213,13 +257,21 @@ def restore(
     work = _Work(settings, folder, train, tests | {TRAIN: train.sample(TRAIN_SAMPLE)}, say)
     with nothing_left_of_a_failure(folder):
         result.tables[BEFORE] = work.before()
+    if AUTO in settings.methods:
+        result.choice, tables = work.auto(result.tables[BEFORE])
+        result.notes += [result.choice.explanation, *result.choice.skipped]
+        if tables is not None:
+            result.tables[result.choice.method] = tables
     for method in settings.methods:
-        if method not in POST_HOC:
-            result.tables[method] = work.fine_tune(method)
+        if method == AUTO:
             continue
+        refusal = InputError if method in POST_HOC else NoOptimumError
         try:
-            result.tables[method] = work.post_hoc(method, result.tables[BEFORE])
-        except InputError as error:  # no optimum, or K varies: the other methods go on
+            if method in POST_HOC:
+                result.tables[method] = work.post_hoc(method, result.tables[BEFORE])
+            else:
+                result.tables[method] = work.fine_tune(method)
+        except refusal as error:  # no optimum, or K varies: the other methods go on
             result.notes.append(f"{method}: not applicable: {error}")
             say(result.notes[-1])
     n = sum(len(tables) for tables in result.tables.values())
@@ -343,7 +395,7 @@ class _Work:
 
     def before(self) -> dict[str, AnswerTable]:
         """Answer tables of the model as it came; calibrators need all training questions."""
-        if not set(self.settings.methods) & set(POST_HOC):
+        if not set(self.settings.methods) & {*POST_HOC, AUTO}:
             return self.score_all(BEFORE)
         pool = self._scored(BEFORE, TRAIN, self.train, None, None, path=self.pool)
         row = {name: i for i, name in enumerate(pool.ids)}
@@ -387,6 +439,9 @@ class _Work:
                 scored_questions=len(questions),
                 scored_tokens=table.provenance["tokens"],
             )
+            fitted = self.folder / method / "calibrator.json"
+            if model is not None and fitted.exists():  # weights trained at a temperature
+                table = load_calibrator(fitted).transform(table)
             return table.with_logprobs(table.logprobs, method=method)
 
         return answers_at(path or self._path(method, name), ask)
@@ -426,22 +481,103 @@ class _Work:
 
     def fine_tune(self, method: str) -> dict[str, AnswerTable]:
         """Train an adapter (or every weight), save it, and score every set with it."""
-        target = self.folder / method
-        done = target / "restored.json"
-        tables = [self._path(method, name) for name in self.sets]
-        if done.exists():  # stopped just before they were removed
-            shutil.rmtree(target / "checkpoints", ignore_errors=True)
-        if done.exists() and all(path.exists() for path in tables):
-            return {name: AnswerTable.load(p) for name, p in zip(self.sets, tables, strict=True)}
+        tables = self._finished(method)
+        if tables is None:
+            model, tokenizer = self._trained_model(method, method, self.train)
+            self._write_restored(method)
+            tables = self.score_all(method, model, tokenizer)
+        return tables
+
+    def _finished(self, method: str) -> dict[str, AnswerTable] | None:
+        """Tables of a restored model if all are there."""
+        paths = {name: self._path(method, name) for name in self.sets}
+        done = self.folder / method / "restored.json"
+        if not (done.exists() and all(path.exists() for path in paths.values())):
+            return None
+        return {name: AnswerTable.load(path) for name, path in paths.items()}
+
+    def _trained_model(self, step: str, method: str, questions: Questions) -> tuple[Any, Any]:
+        """Train the model in a folder of the run, or load what was trained there."""
+        target = self.folder / step
         model, tokenizer = self._base or self._load()
         self._base = None  # training changes the weights
-        if done.exists():
-            model = self._trained(model, target)
+        kind = "adapter" if self.settings.lora_rank else "model"
+        if not (target / kind).is_dir() or "training_steps" not in self.cost(step):
+            self.say(f"{step}: training on {len(questions):,} questions")
+            model, cost = fine_tune(model, tokenizer, questions, method, self.settings, target)
+            self._note_cost(step, labels=len(questions), **cost)
         else:
-            model = self._train(method, model, tokenizer, target)
-        return self.score_all(method, model, tokenizer)
+            model = self._with_trained(model, target)
+        shutil.rmtree(target / "checkpoints", ignore_errors=True)
+        return model, tokenizer
 
-    def _trained(self, model: Any, target: Path) -> Any:
+    # -- the choice of a method -----------------------------------------------------------------
+
+    def auto(self, before: dict[str, AnswerTable]) -> tuple[Choice, dict[str, AnswerTable] | None]:
+        """Choose a method on a share of the training questions, and restore by it.
+
+        Returns
+        -------
+        The choice, and every set's table; None where the model is best left as it is.
+        """
+        file = self.folder / "choice.json"
+        rest, held_out = split_questions(
+            self.train, self.settings.selection_fraction, self.settings.seed
+        )
+        if not file.exists():
+            self._choose(rest, held_out).save(file)
+        choice = Choice.load(file)
+        self.say(choice.explanation)
+        if choice.method == NONE:
+            return choice, None
+        if choice.method in POST_HOC:
+            return choice, self.post_hoc(choice.method, before)
+        return choice, self._adopt(choice.method)
+
+    def _choose(self, rest: Questions, held_out: Questions) -> Choice:
+        s = self.settings
+        how: dict[str, Any] = {"tolerance": s.tolerance, "seed": s.seed}
+        pool = AnswerTable.load(self.pool)
+        row = {name: i for i, name in enumerate(pool.ids)}
+        fitted_on, judged_on = (pool.select([row[q.id] for q in part]) for part in (rest, held_out))
+        self.say(f"choosing on {len(held_out):,} training questions held out")
+        tables, skipped = post_hoc_candidates(fitted_on, judged_on)
+        candidates = {NONE: judged_on, **tables}
+        best = prefer(candidates, **how)
+        why = {"always": "it was asked for", "never": ""}.get(s.fine_tune)
+        if why is None:
+            elsewhere = None
+            if best != NONE and len(s.train) > 1:
+                sources = [name.partition(":")[0] for name in pool.ids]
+                elsewhere = transfers(pool, sources, POST_HOC[best], **how)
+            why = reason_to_fine_tune(
+                candidates[best], elsewhere, tolerance=s.tolerance, min_accuracy=s.min_accuracy
+            )
+        if why:
+            self.say(f"trying fine-tuning: {why}")
+            method = FINE_TUNED[0] if "temperature" in tables else FINE_TUNED[1]
+            candidates[method] = self._held_out_after(method, rest, held_out)
+        return conclude(candidates, n_fitted=len(rest), fine_tuning=why, skipped=skipped, **how)
+
+    def _held_out_after(self, method: str, rest: Questions, held_out: Questions) -> AnswerTable:
+        """Answers to the questions held out, after fine-tuning on the rest."""
+        step = f"{SELECTION}/{method}"
+        path = self.folder / step / "held-out.parquet"
+        if path.exists():
+            return AnswerTable.load(path)
+        model, tokenizer = self._trained_model(step, method, rest)
+        return self._scored(step, "held-out", held_out, model, tokenizer, path=path)
+
+    def _adopt(self, method: str) -> dict[str, AnswerTable]:
+        """Make the model that was trained for the choice the restored one, not trained anew."""
+        target, draft = self.folder / method, self.folder / f".{method}"
+        if not target.exists():
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.copytree(self.folder / SELECTION / method, draft)
+            draft.rename(target)
+        return self.fine_tune(method)
+
+    def _with_trained(self, model: Any, target: Path) -> Any:
         from peft import PeftModel
 
         from calibrant.scoring.models import merged
@@ -452,59 +588,6 @@ class _Work:
 
         s = self.settings
         return load_model(str(target / "model"), dtype=s.dtype, device=s.device)[0]
-
-    def _train(self, method: str, model: Any, tokenizer: Any, target: Path) -> Any:
-        from transformers import set_seed
-
-        from calibrant.scoring.models import merged
-        from calibrant.training import CalibrationTrainer
-        from calibrant.training.checkpoints import last_whole
-        from calibrant.training.tuning import adapter_config, training_arguments, validation_split
-
-        s = self.settings
-        self.say(f"{method}: training on {len(self.train):,} questions")
-        checkpoints = target / "checkpoints"
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        questions, validation = validation_split(s, self.train)
-        args = training_arguments(
-            s,
-            method,
-            checkpoints,
-            on_cpu=model.device.type == "cpu",
-            n_questions=len(questions),
-        )
-        set_seed(s.seed)
-        trainer = CalibrationTrainer(
-            model=model,
-            args=args,
-            train_dataset=questions,
-            eval_dataset=validation,
-            processing_class=tokenizer,
-            peft_config=adapter_config(s),
-        )
-        last = last_whole(checkpoints)
-        earlier = self.cost(method).get("training_seconds", 0.0) if last else 0.0
-        start = time.perf_counter()
-        trainer.train(resume_from_checkpoint=last is not None)
-        self._note_cost(
-            method,
-            training_seconds=earlier + time.perf_counter() - start,
-            labels=len(self.train),
-            training_steps=trainer.state.global_step,
-        )
-        # The whole folder appears at once: a half-written adapter is never taken for one.
-        kind = "adapter" if s.lora_rank else "model"
-        draft = target / f".{kind}"
-        shutil.rmtree(draft, ignore_errors=True)
-        trainer.save_model(str(draft), _internal_call=True)  # what is pushed comes later
-        (draft / "training_args.bin").unlink(missing_ok=True)  # a pickle nobody needs
-        shutil.rmtree(target / kind, ignore_errors=True)
-        draft.rename(target / kind)
-        self._write_restored(method)
-        if s.push_to_hub is not None:
-            trainer.push_to_hub()
-        shutil.rmtree(checkpoints)
-        return merged(trainer.model.eval())
 
     def _write_restored(self, method: str) -> None:
         s = self.settings
@@ -540,6 +623,76 @@ class _Work:
         path = self.folder / method
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "cost.json", json.dumps(cost, indent=2) + "\n")
+
+
+def fine_tune(
+    model: Any,
+    tokenizer: Any,
+    questions: Questions,
+    method: str,
+    settings: RestoreSettings,
+    target: Path,
+    *,
+    trainer_class: type | None = None,
+) -> tuple[Any, dict[str, float]]:
+    """Train a model on questions by one method, and keep what was trained in a folder.
+
+    Parameters
+    ----------
+    model, tokenizer : of `load_model`; the model's weights change.
+    settings : everything about training but the method; the model's name is not used.
+    target : gets ``adapter/``, or ``model/`` if every weight is trained, and ``calibrator.json`` if
+        the method trains at a temperature. ``checkpoints/`` in it holds what an interrupted
+        training goes on from, and is left for the caller to remove.
+    trainer_class : `CalibrationTrainer`, or a subclass.
+
+    Returns
+    -------
+    The trained model, its adapter merged where that is exact, and the cost: ``training_seconds``,
+    ``training_cpu_seconds`` of this process, ``training_steps``; stopped trainings count up to
+    their last checkpoint.
+    """
+    from transformers import set_seed
+
+    from calibrant.scoring.models import merged
+    from calibrant.training import CalibrationTrainer
+    from calibrant.training.checkpoints import last_whole
+    from calibrant.training.clock import Clock
+    from calibrant.training.tuning import adapter_config, training_arguments, validation_split
+
+    s = settings
+    checkpoints = target / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    questions, validation = validation_split(s, questions)
+    args = training_arguments(
+        s, method, checkpoints, on_cpu=model.device.type == "cpu", n_questions=len(questions)
+    )
+    set_seed(s.seed)
+    trainer = (trainer_class or CalibrationTrainer)(
+        model=model,
+        args=args,
+        train_dataset=questions,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        peft_config=adapter_config(s),
+        callbacks=[Clock()],
+    )
+    trainer.train(resume_from_checkpoint=last_whole(checkpoints) is not None)
+    cost = Clock.of(trainer).spent() | {"training_steps": trainer.state.global_step}
+    # The whole folder appears at once: a half-written adapter is never taken for one.
+    kind = "adapter" if s.lora_rank else "model"
+    draft = target / f".{kind}"
+    shutil.rmtree(draft, ignore_errors=True)
+    trainer.save_model(str(draft), _internal_call=True)  # what is pushed comes later
+    (draft / "training_args.bin").unlink(missing_ok=True)  # a pickle nobody needs
+    shutil.rmtree(target / kind, ignore_errors=True)
+    calibrator = getattr(trainer, "calibrator", None)
+    if calibrator is not None:  # a temperature that belongs to these weights
+        calibrator.save(target / "calibrator.json")
+    draft.rename(target / kind)
+    if s.push_to_hub is not None:
+        trainer.push_to_hub()
+    return merged(trainer.model.eval()), cost
 
 
 def peak_memory_gb() -> float:

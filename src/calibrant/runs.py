@@ -39,6 +39,7 @@ from calibrant.version import __version__
 if TYPE_CHECKING:
     from calibrant.questions import Question
 
+BEFORE = "before"  # folder of the model's answers as it came, among a restoration's methods
 TRAIN = "train"  # name of the training sample among a restoration's sets
 _PACKAGES = ("numpy", "scipy", "torch", "transformers", "peft", "accelerate")
 
@@ -400,25 +401,44 @@ def _check_settings(file: Path, settings: Any) -> None:
         raise InputError(f"{file}: {error}") from None
 
 
-def pair_answers(
-    before: dict[str, AnswerTable], after: dict[str, AnswerTable]
-) -> dict[str, tuple[AnswerTable, AnswerTable]]:
-    """Tables of the same test set in two runs; two runs of one set each are a pair as they are.
+def run_folders(runs: Sequence[str]) -> dict[str, str]:
+    """Names of runs, and where each one's answers are.
 
-    The training sample of a restoration is no test set and is left out.
+    The folder of a restoration stands for all its methods, the model before first. A run is called
+    as its folder is, or by its whole path where two would share a name.
 
-    Raises
-    ------
-    InputError
-        If no test set is in both.
+    Examples
+    --------
+    >>> run_folders(["runs/base", "runs/tuned"])
+    {'base': 'runs/base', 'tuned': 'runs/tuned'}
     """
-    if len(before) == 1 and len(after) == 1:
-        ((name, a),), (b,) = before.items(), after.values()
-        return {name: (a, b)}
-    common = [name for name in before if name in after and name != TRAIN]
-    if not common:
-        raise InputError(
-            f"the runs share no test set ({', '.join(before)} and {', '.join(after)}); expected "
-            "runs on the same questions"
-        )
-    return {name: (before[name], after[name]) for name in common}
+    paths: list[Path] = []
+    for run in map(Path, runs):
+        methods = [p.parent for p in run.glob("*/answers") if p.is_dir()]
+        alone = not methods or (run / "answers").is_dir() or (run / "answers.parquet").is_file()
+        # The order of the run, which is that of its report; others after it.
+        known = list(_report(run).get("reports", {}))
+        order = {name: i for i, name in enumerate([BEFORE, *known])}
+        methods.sort(key=lambda p: (order.get(p.name, len(order)), p.name))
+        paths += [run] if alone else methods
+    paths = list(dict.fromkeys(paths))
+    names = [p.name if p.is_dir() else set_name(str(p)) for p in paths]
+    return {
+        str(path) if names.count(name) > 1 else name: str(path)
+        for name, path in zip(names, paths, strict=True)
+    }
+
+
+def set_domains(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Domain of each test set of a restoration's method, "in", "out" or "train"; {} if unknown."""
+    domains = _report(Path(folder).parent).get("sets", {})
+    return {str(name): str(domain) for name, domain in domains.items()}
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    """Content of a run's ``report.json``; {} where there is none to be read."""
+    try:
+        content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -7,7 +7,7 @@ from peft import LoraConfig
 
 from calibrant.errors import InputError
 from calibrant.preferences import Preference, load_preferences
-from calibrant.training.losses import dpo, preference_matching
+from calibrant.training.losses import catto, dpo, preference_matching
 from calibrant.training.preference import (
     PreferenceConfig,
     PreferenceTrainer,
@@ -70,6 +70,52 @@ def test_gradients_are_those_of_finite_differences(loss):
     torch.manual_seed(0)
     scores = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(loss, (scores,))
+
+
+def test_catto_by_hand_and_its_gradient_by_finite_differences():
+    """p = (.6, .3, .1): the first token leads by .3, the second is led by .3, the third by .5."""
+    p = torch.tensor([[0.6, 0.3, 0.1]] * 3, dtype=torch.float64)
+    logits, token = p.log().requires_grad_(), torch.tensor([0, 1, 2])
+    lead = torch.tensor([0.3, -0.3, -0.5], dtype=torch.float64).sigmoid()
+    value = catto(logits, token)
+    assert torch.allclose(value, (0.6 - lead).abs(), atol=1e-12)
+    value.sum().backward()
+    h = 1e-6
+    for i in range(3):
+        for k in range(3):
+            moved = [p.log()[i].clone() for _ in range(2)]
+            moved[0][k] += h
+            moved[1][k] -= h
+            # The lead is a fixed target: it stays where it was.
+            up, down = ((m.softmax(0).max() - lead[i]).abs() for m in moved)
+            assert float(logits.grad[i, k]) == pytest.approx(float(up - down) / (2 * h), abs=1e-8)
+
+
+def test_catto_adds_its_term_over_the_preferred_tokens(tmp_path, tokenizer):
+    """Against plain forward passes, one answer at a time; with λ = 0 it is DPO."""
+    pairs = make_pairs(6)
+    trainers = {
+        weight: make_trainer(tmp_path, tokenizer, pairs, loss="catto", max_steps=1,
+                             calibration_weight=weight)
+        for weight in (0.0, 0.7)
+    }  # fmt: skip
+    expected = 0.0
+    model = make_model().eval()
+    for q in encode_preferences(pairs, tokenizer):
+        ids = [*q.prefix, *q.branches[0]]
+        with torch.no_grad():
+            probs = model(torch.tensor([ids])).logits[0].softmax(-1)
+        for offset, token in q.reads[0]:
+            at = probs[len(q.prefix) - 1 + offset]
+            other = max(float(v) for i, v in enumerate(at) if i != token)
+            lead = 1 / (1 + np.exp(-(float(at[token]) - other)))
+            expected += abs(float(at.max()) - lead)
+    found = {}
+    for weight, trainer in trainers.items():
+        trainer.train()
+        found[weight] = losses(trainer)[0]
+    assert found[0.0] == pytest.approx(np.log(2), abs=1e-6)
+    assert found[0.7] - found[0.0] == pytest.approx(0.7 * expected / len(pairs), rel=1e-5)
 
 
 WORDS = ["red", "green", "blue", "stone", "river", "seven", "nine", "cat", "dog", "old", "new"]
@@ -148,7 +194,7 @@ def test_training_is_that_of_trl(tmp_path, tokenizer):
     assert losses(ours)[-1] < 0.6
 
 
-@pytest.mark.parametrize("loss", ["dpo", "preference-matching"])
+@pytest.mark.parametrize("loss", ["dpo", "preference-matching", "catto"])
 def test_accumulation_changes_nothing(tmp_path, tokenizer, loss):
     pairs = make_pairs(8)
     runs = []

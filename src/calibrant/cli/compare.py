@@ -1,19 +1,30 @@
-"""``calibrant compare``: two runs on the same questions."""
+"""``calibrant compare``: runs, or all methods of a restoration, on the same questions."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from calibrant.cli.options import config_option, seed_option
 from calibrant.cli.terminal import terminal_options
 
+if TYPE_CHECKING:
+    from calibrant.answers import AnswerTable
+    from calibrant.diagnosis.comparison import Comparison
+    from calibrant.report.tables import Table
+
+Tables = dict[str, dict[str, "AnswerTable"]]  # run -> test set -> answers
+
 
 @click.command("compare")
-@click.argument("before")
-@click.argument("after", nargs=-1, required=True)
+@click.argument("runs", nargs=-1, required=True)
+@click.option(
+    "--baseline",
+    help="Name of the run the others are compared with.  [default: the first, before]",
+)
 @click.option(
     "--tolerance",
     default=0.03,
@@ -21,88 +32,182 @@ from calibrant.cli.terminal import terminal_options
     help="conf-ECE the verdict counts as calibrated.",
 )
 @click.option("--questions", multiple=True, help="Files of the questions, to show mistakes with.")
-@click.option("--output-dir", help="Folder for report.html and report.json; none by default.")
+@click.option("--output-dir", help="Folder for reports and figures; none by default.")
 @seed_option
 @config_option
 @terminal_options
 def command(
-    before: str,
-    after: tuple[str, ...],
+    runs: tuple[str, ...],
+    baseline: str | None,
     tolerance: float,
     questions: tuple[str, ...],
     output_dir: str | None,
     seed: int,
 ) -> dict[str, Any]:
-    """Compare run BEFORE with each run AFTER, paired on the questions they share.
+    """Compare the first of RUNS with each of the others, paired on the questions they share.
 
-    A run is a run folder, one method's folder in it, or an answers.parquet.
+    A run is a run folder, one method's folder in it, an answers.parquet, or the folder of a
+    restoration, which stands for the model before and all its methods.
 
     \b
     calibrant compare runs/base runs/tuned
-    calibrant compare runs/restore/before runs/restore/cft
+    calibrant compare runs/restore
+    calibrant compare runs/restore --baseline temperature
     """
     from rich.console import Console
 
-    from calibrant.cli.evaluate import matches
-    from calibrant.diagnosis.report import LARGE, evaluate
-    from calibrant.diagnosis.verdict import verdict
-    from calibrant.files import write_text
-    from calibrant.progress import progress
-    from calibrant.questions import load_questions
-    from calibrant.report.folder import write_comparison
-    from calibrant.report.sections import Measured
+    from calibrant.errors import InputError
+    from calibrant.report.comparison import value_table
+    from calibrant.report.folder import DOMAINS
     from calibrant.report.tables import difference_table
-    from calibrant.runs import open_run, pair_answers, read_answers, versions
+    from calibrant.runs import run_folders, set_domains
 
+    folders = run_folders(runs)
+    if baseline is None:
+        baseline = next(iter(folders))
+    if baseline not in folders:
+        raise InputError(f"--baseline {baseline!r}, expected one of {', '.join(folders)}")
+    if len(folders) < 2:
+        raise InputError(
+            f"{runs[0]}: one run alone; expected a second one to compare with it, or the folder "
+            "of a restoration"
+        )
+    domains = set_domains(folders[baseline])
+    titles = {s: f"{s}, {DOMAINS[d]}" for s, d in domains.items() if d in DOMAINS}
+    tables = _tables(folders, baseline, domains)
+    found = _compared(tables, baseline, tolerance, seed)
+    shown: list[Table] = []
+    for s, judged in found.verdicts.items():
+        if len(found.runs) == 1:
+            (after,) = found.runs
+            shown.append(
+                difference_table(judged[after], name=titles.get(s, s), before=baseline, after=after)
+            )
+        else:
+            shown.append(value_table(found, s, title=titles.get(s, s)))
+    shown += _cost_table(folders)
     console = Console()
-    first = read_answers(before)
-    tables, results = [], []
-    measured: dict[str, dict[str, Measured]] = {}
-    verdicts: dict[str, dict[str, Any]] = {}
-    pairs = [
-        (run, name, a, b)
-        for run in after
-        for name, (a, b) in pair_answers(first, read_answers(run)).items()
-    ]
-    large = sum(len(a) for _, _, a, _ in pairs) >= LARGE
-    with progress("comparing", len(pairs), "pairs", show=large) as advance:
-        for run, name, a, b in pairs:
-            judged = verdict(a, b, tolerance=tolerance, seed=seed)
-            tables.append(difference_table(judged, name=name, before=before, after=run))
-            results.append({"set": name, "before": before, "after": run, **judged.to_dict()})
-            verdicts.setdefault(name, {})[run] = judged
-            if output_dir is not None:
-                runs = measured.setdefault(name, {})
-                for where, answers in ((before, a), (run, b)):
-                    if where not in runs:
-                        runs[where] = Measured(answers, evaluate(answers, seed=seed))
-            advance(1)
-    for table in tables:
+    for table in shown:
         console.print(table.to_rich())
+    results = [
+        {
+            "set": s,
+            "before": baseline,
+            "after": run,
+            **judged.to_dict(),
+            "p_values": found.p_values[s][run],
+            "marks": found.marks[s][run],
+        }
+        for s, by_run in found.verdicts.items()
+        for run, judged in by_run.items()
+    ]
     if output_dir is not None:
         settings = {
-            "before": before, "after": list(after), "tolerance": tolerance,
+            "runs": list(runs), "baseline": baseline, "tolerance": tolerance,
             "questions": list(questions), "seed": seed,
         }  # fmt: skip
-        folder = open_run(
-            output_dir, {"command": "compare", "settings": settings, "versions": versions()}
-        )
-        write_text(folder / "report.json", json.dumps(results, indent=1) + "\n")
-        sources = [load_questions(source) for source in questions]
-        texts = {
-            name: source
-            for name, runs in measured.items()
-            for source in sources
-            if all(matches(one.answers, source) for one in runs.values())
-        }
-        write_comparison(
-            folder,
-            measured,
-            verdicts,
-            tables,
-            title=f"{before} and {', '.join(after)}, compared",
-            questions=texts,
-            tolerance=tolerance,
-        )
-        click.echo(f"Written to {folder}: report.html, report.md, report.json")
+        _write(output_dir, settings, found, tables, shown, titles, results)
     return {"comparisons": results, "output_dir": output_dir}
+
+
+def _tables(folders: dict[str, str], baseline: str, domains: dict[str, str]) -> Tables:
+    """Read every run's test sets; those of one domain are also pooled."""
+    from calibrant.diagnosis.comparison import pooled
+    from calibrant.report.folder import DOMAINS
+    from calibrant.runs import TRAIN, read_answers
+
+    tables = {name: read_answers(folder) for name, folder in folders.items()}
+    if all(len(parts) == 1 for parts in tables.values()):  # one set each: the same one
+        name = next(iter(tables[baseline]))
+        tables = {run: {name: next(iter(parts.values()))} for run, parts in tables.items()}
+    for parts in tables.values():
+        parts.pop(TRAIN, None)
+    for key in ("in", "out"):
+        chosen = [s for s in tables[baseline] if domains.get(s) == key]
+        if len(chosen) < 2:
+            continue
+        for parts in tables.values():
+            if all(s in parts for s in chosen):
+                parts[DOMAINS[key]] = pooled({s: parts[s] for s in chosen})
+    return tables
+
+
+def _compared(tables: Tables, baseline: str, tolerance: float, seed: int) -> Comparison:
+    from calibrant.diagnosis.comparison import compare
+    from calibrant.diagnosis.report import LARGE
+    from calibrant.progress import progress
+
+    others = {run: parts for run, parts in tables.items() if run != baseline}
+    large = sum(len(t) for parts in others.values() for t in parts.values()) >= LARGE
+    with progress("comparing", len(others), "runs", show=large) as advance:
+        return compare(
+            tables[baseline], others, name=baseline, tolerance=tolerance, seed=seed,
+            finished=lambda: advance(1),
+        )  # fmt: skip
+
+
+def _cost_table(folders: dict[str, str]) -> list[Table]:
+    """Give the table of costs, none where no run has kept any."""
+    from calibrant.report.folder import cost_table
+
+    costs: dict[str, dict[str, Any]] = {}
+    for name, folder in folders.items():
+        file = Path(folder) / "cost.json"
+        if file.is_file():
+            costs[name] = json.loads(file.read_text(encoding="utf-8"))
+    return [cost_table(costs)] if costs else []
+
+
+def _write(
+    output_dir: str,
+    settings: dict[str, Any],
+    found: Comparison,
+    tables: Tables,
+    shown: list[Table],
+    titles: dict[str, str],
+    results: list[dict[str, Any]],
+) -> None:
+    """Write the folder of a comparison."""
+    from calibrant.cli.evaluate import matches
+    from calibrant.diagnosis.report import evaluate
+    from calibrant.files import write_text
+    from calibrant.questions import load_questions
+    from calibrant.report.comparison import change_table, plot_changes, prepare_changes
+    from calibrant.report.figures import save_figure
+    from calibrant.report.folder import DOMAINS, write_comparison
+    from calibrant.report.sections import Measured
+    from calibrant.runs import open_run, versions
+
+    folder = open_run(
+        output_dir, {"command": "compare", "settings": settings, "versions": versions()}
+    )
+    write_text(folder / "report.json", json.dumps(results, indent=1) + "\n")
+    measured = {}
+    for s, by_run in found.verdicts.items():
+        there = {run: tables[run][s] for run in (found.baseline, *by_run)}
+        measured[s] = {r: Measured(t, evaluate(t, seed=settings["seed"])) for r, t in there.items()}
+    sources = [load_questions(source) for source in settings["questions"]]
+    texts = {
+        s: source
+        for s, by_run in measured.items()
+        for source in sources
+        if all(matches(one.answers, source) for one in by_run.values())
+    }
+    if len(found.runs) > 1:
+        shown = [
+            *shown,
+            *(change_table(found, s, title=titles.get(s, s)) for s in found.verdicts),
+        ]
+    write_comparison(
+        folder,
+        measured,
+        found.verdicts,
+        shown,
+        title=f"{found.baseline} and {', '.join(found.runs)}, compared",
+        questions=texts,
+        tolerance=settings["tolerance"],
+    )
+    pools = [s for s in found.verdicts if s in DOMAINS.values()]
+    drawn = prepare_changes(found, pools or list(found.verdicts)[:4])
+    save_figure(plot_changes(drawn), folder / "changes")
+    click.echo(f"Written to {folder}: report.html, report.md, report.json, changes.svg/.png")

@@ -33,10 +33,30 @@ from calibrant.training import METHODS as FINE_TUNING
     "--method",
     "methods",
     multiple=True,
-    type=click.Choice([*LABELLED, *REFERENCED, *FINE_TUNING]),
-    default=("temperature", "cft"),
+    type=click.Choice(["auto", "all", *LABELLED, *REFERENCED, *FINE_TUNING]),
+    default=("auto",),
     show_default=True,
-    help="Repeatable; all get the same labels.",
+    help="auto chooses on a share of the training questions, and says why. Repeatable; all get the "
+    "same labels.",
+)
+@click.option(
+    "--fine-tune",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Whether auto tries it: by default when post-hoc calibration leaves something to do.",
+)
+@click.option(
+    "--min-accuracy",
+    type=click.FloatRange(0, 1),
+    help="Accuracy on held-out questions below which auto tries fine-tuning.",
+)
+@click.option(
+    "--selection-fraction",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.25,
+    show_default=True,
+    help="Share of the training questions auto chooses on.",
 )
 @click.option(
     "--reference-model", help="The model before alignment, for base-kl and daca (no labels)."
@@ -144,7 +164,8 @@ def command(model: str, output_dir: str, **options: Any) -> dict[str, Any]:  # f
     """Restore the calibration of MODEL; measure every test set before and after.
 
     \b
-    calibrant restore MODEL --train train.jsonl --eval test.jsonl --method cft
+    calibrant restore MODEL --train train.jsonl --eval test.jsonl
+    calibrant restore MODEL --train train.jsonl --eval test.jsonl --method temperature --method cft
     """
     from rich.console import Console
 
@@ -191,8 +212,7 @@ _TRAINING = (
 def _write_cards(result: Any) -> None:
     """Write a model card beside every adapter, model and calibrator of the run."""
     from calibrant.report.card import CardFacts, write_card
-    from calibrant.restore import BEFORE
-    from calibrant.runs import TRAIN, load, versions
+    from calibrant.runs import BEFORE, TRAIN, load, versions
 
     settings = result.settings.to_dict()
     tests = [name for name in result.domains if name != TRAIN]

@@ -56,7 +56,7 @@ COMPARED = {
     "auroc": "AUROC",
 }
 # A number, an interval, or both: needs no escaping and keeps the source readable.
-_PLAIN_CELL = re.compile(r"[-–∞.,\d]*( ?\[[-∞.\d]+, [-∞.\d]+\])?")
+_PLAIN_CELL = re.compile(r"[-–∞.,\d]*( ?\[[-∞.\d]+, [-∞.\d]+\])?[▲▼]?")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -250,8 +250,15 @@ def _tree_mask(owner: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
     return (same & line & earlier) | torch.eye(owner.shape[1], dtype=torch.bool)
 
 
-def option_scores(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+def option_scores(
+    model: Any, batch: Batch, *, see: Callable[[torch.Tensor], None] | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Run the model once and read every option's score.
+
+    Parameters
+    ----------
+    see : is given the logits of the positions read, (P, V) float32; ``batch["read_at"]`` says which
+        of them each read is at.
 
     Returns
     -------
@@ -284,6 +291,8 @@ def option_scores(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor 
             )
             logits = logits[batch["read_row"]]
     logits = logits.float()
+    if see is not None:
+        see(logits)
     log_total = logits.logsumexp(dim=-1)  # (kept,)
     logprobs = logits[batch["read_at"], batch["read_token"]] - log_total[batch["read_at"]]  # (R,)
     n_questions, k_max = batch["option"].shape

@@ -135,6 +135,10 @@ class OptionTrainer(FaultTolerantTrainer):
             lockstep=self.accelerator.distributed_type in ("FSDP", "DEEPSPEED"),
         )
 
+    def read(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        """Run the model on a micro-batch, as `option_scores` does."""
+        return option_scores(model, inputs)
+
     def question_losses(self, scores: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Loss of each question but for its own tokens, (Q,) float32."""
         raise NotImplementedError
@@ -178,7 +182,7 @@ class OptionTrainer(FaultTolerantTrainer):
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
         """Loss of a micro-batch, normalised by the global batch's questions and tokens."""
-        scores, question_nll = option_scores(model, inputs)
+        scores, question_nll = self.read(model, inputs)
         losses = self.question_losses(scores, inputs)
         if num_items_in_batch is None:
             world, n_questions = 1, losses.numel()

@@ -222,6 +222,41 @@ def dpo(scores: torch.Tensor, reference: torch.Tensor, beta: float) -> torch.Ten
     return softplus(beta * margin)
 
 
+def catto(logits: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    r"""Distance of each token's confidence from how far the right token leads.
+
+    ``|max_v p_t(v) − σ(p_t(correct) − max_{v ≠ correct} p_t(v))|``, p_t the softmax of the logits
+    at token t. The lead stands in for "was the token right?", which has no gradient; here it is a
+    fixed target, and only the confidence is pulled. CATTO adds λ times its sum over the tokens of
+    the preferred answer to DPO's loss. The source's own text gives more than we could read: this is
+    the formula as others restate it.
+
+    Parameters
+    ----------
+    logits : (T, V) float32. token : (T,) int64, the right token at each place.
+
+    Returns
+    -------
+    (T,) float32, in [0, .74).
+
+    References
+    ----------
+    arXiv 2601.23096 (CATTO).
+
+    Examples
+    --------
+    >>> logits = torch.tensor([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]]).log()
+    >>> catto(logits, torch.tensor([0, 1])).tolist()  # σ(.3) = .5744, σ(−.3) = .4256
+    [0.0255..., 0.1744...]
+    """
+    probs = logits.softmax(dim=1)
+    with torch.no_grad():
+        right = probs.gather(1, token[:, None])
+        other = probs.scatter(1, token[:, None], -torch.inf).max(dim=1, keepdim=True).values
+        lead = torch.sigmoid(right - other).squeeze(1)
+    return (probs.max(dim=1).values - lead).abs()
+
+
 def preference_matching(scores: torch.Tensor) -> torch.Tensor:
     r"""Preference matching of pairs: the policy's own odds are the preference's odds, in nats.
 

@@ -1,4 +1,4 @@
-"""Preference optimisation as a `transformers.Trainer`: DPO and preference matching.
+"""Preference optimisation as a `transformers.Trainer`: DPO, preference matching and CATTO.
 
 The two answers of a pair share their prompt's tokens, so a pair costs one row, and what is trained
 on are the answers' log-probabilities, read as a question's options are.
@@ -17,11 +17,12 @@ from transformers import TrainingArguments
 from calibrant.errors import InputError
 from calibrant.preferences import Preference
 from calibrant.prompts import CHUNK, EncodedQuestion
+from calibrant.scoring.batch import option_scores
 from calibrant.scoring.local import score_encoded
 from calibrant.training.base import OptionTrainer
-from calibrant.training.losses import dpo, preference_matching
+from calibrant.training.losses import catto, dpo, preference_matching
 
-LOSSES = ("dpo", "preference-matching")
+LOSSES = ("dpo", "preference-matching", "catto")
 
 
 @dataclass
@@ -30,8 +31,10 @@ class PreferenceConfig(TrainingArguments):
 
     Parameters
     ----------
-    loss : "dpo" or "preference-matching", see `calibrant.training.losses`.
+    loss : "dpo", "preference-matching", or "catto", DPO with a calibration term; see
+        `calibrant.training.losses`.
     beta : β of DPO.
+    calibration_weight : λ of CATTO, over the sum of its term over the preferred answer's tokens.
     max_tokens : pairs whose prompt with its longer answer takes more are left out; None keeps all.
 
     Raises
@@ -42,6 +45,7 @@ class PreferenceConfig(TrainingArguments):
 
     loss: str = "dpo"
     beta: float = 0.1
+    calibration_weight: float = 0.1
     max_tokens: int | None = None
 
     learning_rate: float = 5e-5
@@ -60,6 +64,10 @@ class PreferenceConfig(TrainingArguments):
             raise InputError(f"loss {self.loss!r}, expected one of {', '.join(LOSSES)}")
         if not 0 < self.beta < float("inf"):
             raise InputError(f"beta {self.beta!r}, expected a positive number")
+        if not 0 <= self.calibration_weight < float("inf"):
+            raise InputError(
+                f"calibration_weight {self.calibration_weight!r}, expected a number of at least 0"
+            )
         super().__post_init__()
 
 
@@ -104,10 +112,11 @@ class PreferenceTrainer(OptionTrainer):
                 raise InputError(f"no preference pair fits into {args.max_tokens} tokens")
         super().__init__(model, args, encoded, processing_class, peft_config=peft_config, **kwargs)
         self._reference: dict[str, np.ndarray] = {}
+        self._off: torch.Tensor | None = None  # CATTO's term of each pair in the batch just read
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Score the reference, then train; a resumed training has the same reference."""
-        if self.args.loss == "dpo":
+        if self.args.loss != "preference-matching":
             scores = score_encoded(
                 self.model,
                 self.tokenizer,
@@ -123,7 +132,24 @@ class PreferenceTrainer(OptionTrainer):
         if self.args.loss == "preference-matching":
             return preference_matching(scores)
         reference = np.stack([self._reference[name] for name in inputs["ids"]])
-        return dpo(scores, torch.as_tensor(reference).to(scores), self.args.beta)
+        loss = dpo(scores, torch.as_tensor(reference).to(scores), self.args.beta)
+        if self._off is not None:
+            loss = loss + self.args.calibration_weight * self._off
+        return loss
+
+    def read(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        """Run the model on a micro-batch; for CATTO, look at the preferred answers' tokens too."""
+        if self.args.loss != "catto":
+            return super().read(model, inputs)
+
+        def see(logits: torch.Tensor) -> None:
+            option = inputs["step_option"][inputs["read_step"]]  # 2 q of the preferred answer of q
+            preferred = option % 2 == 0
+            off = catto(logits[inputs["read_at"][preferred]], inputs["read_token"][preferred])
+            n_pairs = len(inputs["answer"])
+            self._off = off.new_zeros(n_pairs).index_add(0, option[preferred] // 2, off)
+
+        return option_scores(model, inputs, see=see)
 
 
 def encode_preferences(preferences: Sequence[Preference], tokenizer: Any) -> list[EncodedQuestion]:
