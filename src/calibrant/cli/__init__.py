@@ -53,13 +53,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit 0 when done, 1 when it failed, 2 on wrong usage, 130 on Ctrl-C."""
-    try:
-        code = run(arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, say `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    sys.exit(code)
+    sys.exit(run(arguments))
 
 
 def run(arguments: list[str] | None = None) -> int:
