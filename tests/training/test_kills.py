@@ -74,7 +74,7 @@ def test_a_training_killed_ten_times_ends_as_an_undisturbed_one(folder):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_restoration_killed_at_any_time_ends_as_an_undisturbed_one(folder):
-    killed("restore", folder, 0)
+    assert len(killed("restore", folder, 0)) >= 1
     one, two = folder / "undisturbed", folder / "killed"
     file = "rcft/adapter/adapter_model.safetensors"
     assert (one / file).read_bytes() == (two / file).read_bytes()
