@@ -20,6 +20,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoTokenizer
 
+import calibrant.cli.restore  # noqa: F401  before the forks, each of which would import it
 from calibrant.cli import run as command_line
 from calibrant.training import CalibrationConfig, CalibrationTrainer
 from calibrant.training.checkpoints import last_whole
