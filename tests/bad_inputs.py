@@ -444,6 +444,9 @@ LOGS = [
 
 # Commands with exit code 2.
 USAGE = [
+    ("compare", "Missing argument 'RUNS...'"),
+    ("restore MODEL --train a --eval b --method magic",
+     "Invalid value for '--method': 'magic' is not one of"),
     (ASK + ' --config none.yaml', "'--config': none.yaml: cannot be read as YAML"),
     (ASK + ' --config .', "'--config': .: cannot be read as YAML"),
     ('', 'Usage: calibrant [OPTIONS] COMMAND'),
@@ -491,8 +494,6 @@ USAGE = [
      "Invalid value for '--seed': 'x' is not a valid integer."),
     ('evaluate MODEL --questions q.jsonl --gguf-file',
      "Option '--gguf-file' requires an argument."),
-    ('compare a', "Missing argument 'AFTER...'."),
-    ('compare', "Missing argument 'BEFORE'."),
     ('collapse --base a', "Missing option '--aligned'."),
     ('collapse --base none --aligned t.csv',
      'none: holds no answers; to ask it as a model, give --questions'),
@@ -502,8 +503,6 @@ USAGE = [
      "Invalid value for '--margin': 2.0 is not in the range 0<x<1."),
     ('restore MODEL --train q.jsonl', "Missing option '--eval'."),
     ('restore --train a --eval b', "Missing argument 'MODEL'."),
-    ("restore MODEL --train a --eval b --method magic",
-     "Invalid value for '--method': 'magic' is not one of 'temperature',"),
     ('restore MODEL --train a --eval b --batch-size 0',
      "Invalid value for '--batch-size': 0 is not in the range x>=1."),
     ('restore MODEL --train a --eval b --lora-rank -1',
@@ -531,10 +530,11 @@ USAGE = [
 
 # Commands that cannot be carried out; t.csv, u.csv and q.jsonl are good.
 VALUES = [
+    ("compare a", "a: one run alone; expected a second one to compare with it"),
+    ("compare t.csv u.csv --tolerance 2", "tolerance is 2.0, expected a number in [0, 1]"),
     ('compare t.csv none',
      'none: no such file or folder; expected a run folder, a file of answers, or lm-eval '
      'output'),
-    ('compare t.csv t.csv --tolerance 2', 'tolerance is 2.0, expected a number in [0, 1]'),
     ('compare t.csv u.csv',
      "the two answer tables share no question id (first ids '2' and 'x'); expected tables "
      'of the same questions'),
