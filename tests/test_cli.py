@@ -535,33 +535,33 @@ def test_a_half_written_checkpoint_is_not_resumed_from(world, restored, tmp_path
 
 
 def test_training_data_are_pooled_and_held_apart(world, tmp_path, monkeypatch):
-    from calibrant.restore import RestoreSettings, _load_data
+    from calibrant.restore import RestoreSettings, load_data
 
     def settings(**changes):
         base = {"model": "m", "train": (world["train"],), "evaluate": (world["test"],)}
         return RestoreSettings(**base | changes)
 
-    train, tests, domains, notes = _load_data(settings(out_of_domain=(world["other"],)))
+    train, tests, domains, notes = load_data(settings(out_of_domain=(world["other"],)))
     assert len(train) == 60
     assert sorted(domains.values()) == ["in", "out"]
     assert any("5 questions also in a test set were left out" in n for n in notes)
     assert not {q.question for q in train} & {q.question for t in tests.values() for q in t}
 
-    kept, _, _, notes = _load_data(settings(overlap="keep"))
+    kept, _, _, notes = load_data(settings(overlap="keep"))
     assert len(kept) == 65
     assert any("were kept" in n for n in notes)
     with pytest.raises(InputError, match="5 training questions also occur in a test set"):
-        _load_data(settings(overlap="error"))
+        load_data(settings(overlap="error"))
 
     second = write_questions(tmp_path / "more.jsonl.gz", make_questions(30, seed=8))
-    both, _, _, _ = _load_data(settings(train=(world["train"], second), train_limit=41))
+    both, _, _, _ = load_data(settings(train=(world["train"], second), train_limit=41))
     assert len(both) == 41  # 21 and 20; both sources number their questions q0, q1, …
     assert len({q.id.rsplit(":", 1)[0] for q in both}) == 2
 
     monkeypatch.chdir(tmp_path)
     write_questions(tmp_path / "train.jsonl.gz", make_questions(3))
     with pytest.raises(InputError, match="would be called 'train', but it is reserved"):
-        _load_data(settings(evaluate=("train.jsonl.gz",)))
+        load_data(settings(evaluate=("train.jsonl.gz",)))
 
 
 def test_answers_and_comparisons_can_be_kept(restored, tmp_path, capsys):

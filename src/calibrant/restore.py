@@ -241,7 +241,7 @@ def restore(
             "restore runs in one process, not in several as torchrun or accelerate start them; "
             "expected a script with a CalibrationTrainer for those (docs/scaling.md)"
         )
-    train, tests, domains, notes = _load_data(settings)
+    train, tests, domains, notes = load_data(settings)
     config = {
         "command": "restore",
         "settings": settings.to_dict(),
@@ -295,10 +295,21 @@ def restore(
     return result
 
 
-def _load_data(
+def load_data(
     settings: RestoreSettings,
 ) -> tuple[Questions, dict[str, Questions], dict[str, str], list[str]]:
-    """Training pool, test sets by name, their domains, and notes on what was left out."""
+    """Read what a restoration learns from and is measured on.
+
+    Returns
+    -------
+    The training pool, the test sets by name, their domains ("in" or "out"), and notes on what was
+    left out.
+
+    Raises
+    ------
+    InputError
+        On bad input, two sets of one name, or overlap where that is an error.
+    """
     notes: list[str] = []
     tests: dict[str, Questions] = {}
     domains: dict[str, str] = {}

@@ -1,14 +1,19 @@
 """Adapters, 4 bits, every weight; activations made again; configurations of accelerate."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from peft import LoraConfig
+from safetensors.torch import load_file
 
 import calibrant
 from calibrant.answers import AnswerTable
@@ -184,3 +189,34 @@ def test_restore_in_several_processes_is_refused(world, tmp_path, capsys, monkey
     assert run(restore_arguments(world, tmp_path / "run", "--method", "cft")) == 1
     assert "restore runs in one process" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_the_same_adapter_on_two_processes_as_on_one(world, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    content = {
+        "model": world["model"],
+        "train": [world["train"]],
+        "eval": [world["test"]],
+        "prompt": "cloze",
+        "epochs": 2,
+        "batch-size": 8,
+        "lora-rank": 4,
+    }
+    recipe.write_text(yaml.safe_dump(content))
+    script = str(RECIPES.parent / "examples" / "train.py")
+    weights = []
+    for n in (1, 2):
+        output = tmp_path / str(n)
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(n), script,
+             str(recipe), "--output", str(output), "--learning-rate", "1e-3"],
+            capture_output=True, text=True, timeout=500,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-5000:]
+        assert f"60 questions, {n} process" in done.stdout
+        weights.append(load_file(output / "trained" / "adapter_model.safetensors"))
+    assert any(value.abs().max() > 0 for name, value in weights[0].items() if "lora_B" in name)
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-5, rtol=0)
