@@ -187,6 +187,21 @@ def test_an_exported_model_is_the_restored_one(restored, world, tmp_path, capsys
     assert {p.name for p in tmp_path.iterdir()} == {"exported"}
 
 
+def test_an_adapter_on_4_bits_is_not_merged_into_full_weights(tmp_path, capsys):
+    run_folder = tmp_path / "cft"
+    (run_folder / "adapter").mkdir(parents=True)
+    settings = {
+        "method": "cft", "model": "me/model", "prompt": "cloze", "dtype": "bfloat16",
+        "gguf_file": None, "quantize": "nf4",
+    }  # fmt: skip
+    (run_folder / "restored.json").write_text(json.dumps(settings))
+    assert run(["export", str(run_folder), str(tmp_path / "exported")]) == 1
+    error = capsys.readouterr().err
+    assert "was trained and measured on a base model of 4 bits (nf4)" in error
+    assert "Expected a run without --quantize; or serve" in error
+    assert not (tmp_path / "exported").exists()
+
+
 def test_a_pickled_adapter_is_not_read(restored, world, tmp_path):
     import shutil
 

@@ -323,7 +323,8 @@ class Restored:
         Raises
         ------
         InputError
-            If the folder is not new, or the method changed no weights.
+            If the folder is not new, the method changed no weights, or the base model has 4 bits:
+            the adapter was measured on its rounded weights, and the sum does not fit into them.
         """
         import torch
 
@@ -336,6 +337,12 @@ class Restored:
                 f"{self.folder}: {self.settings['method']} changed no weights: the model is "
                 f"{self.settings['model']} as it is, and its answers go through calibrator.json; "
                 "expected a model restored by fine-tuning"
+            )
+        if quantize := self.settings.get("quantize"):
+            raise InputError(
+                f"{self.folder}: was trained and measured on a base model of 4 bits ({quantize}); "
+                "merged into the full weights it would answer otherwise. Expected a run without "
+                f"--quantize; or serve {adapter} on the {quantize} model, as calibrant predict does"
             )
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise InputError(f"{target}: is there already; expected a new folder")
