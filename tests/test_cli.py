@@ -223,6 +223,31 @@ def test_full_fine_tuning_saves_a_whole_model(world, tmp_path):
     np.testing.assert_allclose(calibrant.load(output).predict_proba(questions), expected, atol=1e-6)
 
 
+def test_a_whole_model_comes_back_as_it_was_trained_and_without_its_base(
+    world, tmp_path, monkeypatch
+):
+    """The dtype is asked for, not left to the device: "auto" would be bfloat16 on a GPU."""
+    from calibrant.scoring import models
+
+    output = tmp_path / "run"
+    arguments = restore_arguments(world, output, "--method", "cft", "--lora-rank", "0")
+    assert run(arguments) == 0
+    (path,) = (output / "cft" / "answers").glob("*test.parquet")
+    expected = AnswerTable.load(path)
+    path.unlink()
+    loads = []
+
+    def load_model(model, **how):
+        loads.append((model, how["dtype"]))
+        return original(model, **how)
+
+    original = models.load_model
+    monkeypatch.setattr(models, "load_model", load_model)
+    assert run(arguments) == 0
+    assert loads == [(str(output / "cft" / "model"), "float32")]
+    np.testing.assert_allclose(AnswerTable.load(path).probs(), expected.probs(), atol=1e-6)
+
+
 def test_compare_prints_the_paired_change(restored, capsys):
     assert run(["compare", str(restored / "before"), str(restored / "cft")]) == 0
     text = capsys.readouterr().out

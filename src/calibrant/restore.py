@@ -390,11 +390,19 @@ class _Work:
 
         s = self.settings
         self.say(f"loading {s.model}")
-        # AdamW's small steps are lost in bfloat16 weights; an adapter's own are float32 anyway.
-        dtype = "float32" if s.dtype == "auto" and not s.lora_rank else s.dtype
         return load_model(
-            s.model, dtype=dtype, device=s.device, gguf_file=s.gguf_file, quantize=s.quantize
+            s.model,
+            dtype=self._dtype(),
+            device=s.device,
+            gguf_file=s.gguf_file,
+            quantize=s.quantize,
         )
+
+    def _dtype(self) -> str:
+        """Dtype of the model as it came and as it was trained: both must answer alike."""
+        s = self.settings
+        # AdamW's small steps are lost in bfloat16 weights; an adapter's own are float32 anyway.
+        return "float32" if s.dtype == "auto" and not s.lora_rank else s.dtype
 
     def base(self) -> tuple[Any, Any]:
         """Load the model as it came, once; training takes it away again."""
@@ -510,15 +518,15 @@ class _Work:
     def _trained_model(self, step: str, method: str, questions: Questions) -> tuple[Any, Any]:
         """Train the model in a folder of the run, or load what was trained there."""
         target = self.folder / step
-        model, tokenizer = self._base or self._load()
-        self._base = None  # training changes the weights
         kind = "adapter" if self.settings.lora_rank else "model"
-        if not (target / kind).is_dir() or "training_steps" not in self.cost(step):
+        if (target / kind).is_dir() and "training_steps" in self.cost(step):
+            model, tokenizer = self._load_trained(target)
+        else:
+            model, tokenizer = self.base()
+            self._base = None  # training changes the weights
             self.say(f"{step}: training on {len(questions):,} questions")
             model, cost = fine_tune(model, tokenizer, questions, method, self.settings, target)
             self._note_cost(step, labels=len(questions), **cost)
-        else:
-            model = self._with_trained(model, target)
         shutil.rmtree(target / "checkpoints", ignore_errors=True)
         return model, tokenizer
 
@@ -588,17 +596,15 @@ class _Work:
             draft.rename(target)
         return self.fine_tune(method)
 
-    def _with_trained(self, model: Any, target: Path) -> Any:
-        from peft import PeftModel
+    def _load_trained(self, target: Path) -> tuple[Any, Any]:
+        from calibrant.scoring.models import load_model, merged, on_top
 
-        from calibrant.scoring.models import merged
-
-        if (target / "adapter").is_dir():
-            return merged(PeftModel.from_pretrained(model, str(target / "adapter")).eval())
-        from calibrant.scoring.models import load_model
-
-        s = self.settings
-        return load_model(str(target / "model"), dtype=s.dtype, device=s.device)[0]
+        if (target / "model").is_dir():
+            where = str(target / "model")
+            return load_model(where, dtype=self._dtype(), device=self.settings.device)
+        model, tokenizer = self.base()
+        self._base = None  # the adapter is folded into it
+        return merged(on_top(model, str(target / "adapter"))), tokenizer
 
     def _write_restored(self, method: str) -> None:
         s = self.settings
@@ -660,8 +666,9 @@ def fine_tune(
     Returns
     -------
     The trained model, its adapter merged where that is exact, and the cost: ``training_seconds``,
-    ``training_cpu_seconds`` of this process, ``training_steps``; stopped trainings count up to
-    their last checkpoint.
+    ``training_cpu_seconds`` of this process, ``training_steps``. Answering questions before the
+    first step counts (tempered-cft, early stopping); stopped trainings count up to their last
+    checkpoint.
     """
     from transformers import set_seed
 
@@ -679,6 +686,7 @@ def fine_tune(
         s, method, checkpoints, on_cpu=model.device.type == "cpu", n_questions=len(questions)
     )
     set_seed(s.seed)
+    clock = Clock()
     trainer = (trainer_class or CalibrationTrainer)(
         model=model,
         args=args,
@@ -686,10 +694,11 @@ def fine_tune(
         eval_dataset=validation,
         processing_class=tokenizer,
         peft_config=adapter_config(s),
-        callbacks=[Clock()],
+        callbacks=[clock],
     )
+    clock.begin()
     trainer.train(resume_from_checkpoint=last_whole(checkpoints) is not None)
-    cost = Clock.of(trainer).spent() | {"training_steps": trainer.state.global_step}
+    cost = clock.of(trainer).spent() | {"training_steps": trainer.state.global_step}
     # The whole folder appears at once: a half-written adapter is never taken for one.
     kind = "adapter" if s.lora_rank else "model"
     draft = target / f".{kind}"
