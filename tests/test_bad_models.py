@@ -73,7 +73,7 @@ def only_gguf(folder):
 
 
 MODELS = {
-    "no folder": (shutil.rmtree, "cannot be loaded"),
+    "no folder": (shutil.rmtree, "there is no such file or folder; expected a Hub id"),
     "no config": (remove("config.json"), "cannot be loaded"),
     "config is no JSON": (write("config.json", "{"), "cannot be loaded"),
     "config is a list": (write("config.json", "[]"), "cannot be loaded"),

@@ -262,8 +262,8 @@ def test_compare_of_a_restoration_compares_all_its_methods(restored, tmp_path, c
     for word in ("before", "temperature", "cft", "rcft", "AURC", "peak GB", "in domain"):
         assert word in text, word
     content = json.loads((tmp_path / "c" / "report.json").read_text())
-    assert {row["before"] for row in content} == {"before"}
-    assert list(dict.fromkeys(row["after"] for row in content)) == ["temperature", "cft", "rcft"]
+    assert {row["baseline"] for row in content} == {"before"}
+    assert list(dict.fromkeys(row["run"] for row in content)) == ["temperature", "cft", "rcft"]
     assert not [row["set"] for row in content if row["set"].endswith("train")]
     assert {"p_values", "marks", "label", "difference"} <= set(content[0])
     assert (tmp_path / "c" / "changes.png").stat().st_size > 10_000
@@ -612,7 +612,7 @@ def test_a_runs_own_config_repeats_it(world, tmp_path, capsys):
     assert run(first) == 0
     config = str(tmp_path / "a" / "config.yaml")
     assert run(["evaluate", "--config", config, "--output-dir", str(tmp_path / "b")]) == 0
-    assert capsys.readouterr().out.count("N = 12") == 2
+    assert capsys.readouterr().out.count("(N = 12)") == 2
     one, two = (AnswerTable.load(tmp_path / x / "answers.parquet") for x in "ab")
     assert (one.logprobs == two.logprobs).all()
 

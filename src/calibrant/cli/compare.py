@@ -92,8 +92,8 @@ def command(
     results = [
         {
             "set": s,
-            "before": baseline,
-            "after": run,
+            "baseline": baseline,
+            "run": run,
             **judged.to_dict(),
             "p_values": found.p_values[s][run],
             "marks": found.marks[s][run],

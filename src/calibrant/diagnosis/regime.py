@@ -460,8 +460,9 @@ def _recommend(label: str, found: dict[str, Estimate]) -> tuple[str, str]:
     text = "" if tempered is None else f"{tempered.value:.3f} with it on test, cross-fitted"
     if label == "non-calibratable":
         return "rcft", (
-            "Use RCFT with its E-step on held-out questions, never on these training labels. Its "
-            "rivals are an earlier checkpoint and temperature scaling on held-out questions"
+            "RCFT is the published way, with its E-step on held-out questions, never on these "
+            "training labels. In our laboratory an earlier checkpoint with temperature scaling on "
+            "held-out questions did better: try it first"
             + (f" (conf-ECE {error.value:.3f}, {text})." if text else ".")
         )
     if label == "cannot tell":

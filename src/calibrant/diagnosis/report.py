@@ -110,7 +110,7 @@ class CalibrationReport:
         >>> table = AnswerTable.from_probs([[0.9, 0.1]] * 300, [0] * 180 + [1] * 120)
         >>> print(evaluate(table).finding())
         over-confident: confidence is 0.900 on average, and 0.600 of the answers are right;
-        conf-ECE 0.300 [0.246, 0.356], by chance about 0.014; N = 300.
+        conf-ECE 0.300 [0.247, 0.358], by chance about 0.014; N = 300.
         """
         ece, gap, floor = self["conf_ece"], self["signed_gap"], self.floors["conf_ece"]
         upper = math.inf if ece.upper is None else ece.upper

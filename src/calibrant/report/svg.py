@@ -317,7 +317,7 @@ def even_ticks(low: float, high: float, most: int = 6) -> list[float]:
     Examples
     --------
     >>> even_ticks(0.0, 0.27)
-    [0.0, 0.05, 0.1, 0.15, 0.2, 0.25]
+    [0.0, 0.1, 0.2]
     """
     raw = (high - low) / max(most - 1, 1)
     power = 10.0 ** math.floor(math.log10(raw))
