@@ -331,7 +331,8 @@ def test_the_command_takes_files_and_folders(world, tmp_path, capsys):
         assert accuracy == pytest.approx(world["results"][task]["acc,none"])
     config = str(folder / "config.yaml")
     assert run(["evaluate", "--config", config, "--output-dir", str(tmp_path / "again")]) == 0
-    again = shutil.copy(logs[0], tmp_path / "samples_again.jsonl")
+    (tmp_path / "copy").mkdir()
+    again = shutil.copy(logs[0], tmp_path / "copy")
     assert run(["compare", logs[0], str(again)]) == 0
     assert run(["evaluate", "--answers", *logs[:1], *logs[:1]]) == 1
     assert "another table of letter_index; expected each once" in capsys.readouterr().err
