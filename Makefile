@@ -26,7 +26,7 @@ lab: $(VENV)/.ready
 
 ## test    lint, types, docs and the tests of the default run, a few minutes
 test: check docs
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 ## slow    the long tests: real model (where it is present), five laboratories; half an hour
 slow: $(VENV)/.ready
