@@ -227,8 +227,8 @@ def test_two_processes_go_on_with_the_run_of_one_and_make_its_table(world, one_t
 
     script = Path(__file__).with_name("_two_processes.py")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script,
-         tmp_path / "copy", *world, "--output-dir", two],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         script, tmp_path / "copy", *world, "--output-dir", two],
         capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
