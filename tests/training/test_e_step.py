@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from _runs import make
+from peft import LoraConfig, get_peft_model
 
 from calibrant.questions import Questions
 from calibrant.scoring.local import score
@@ -66,6 +68,26 @@ def test_the_first_epoch_takes_what_training_has_just_read(tokenizer, scored):
     assert len(scored) == 1, "only the E-step before training scores"
     assert len(found) == 2
     assert found[1] == tally(tokenizer, questions[:20])
+
+
+@pytest.mark.parametrize("where", ["layer", "attention", "adapter"])
+def test_with_dropout_the_first_epoch_is_scored_like_the_others(tokenizer, scored, where):
+    """What training reads is noised; a model that does not move is found as it is evaluated."""
+    model, questions = make_model(), make_questions(30, seed=5, prefix="c")
+    if where == "layer":
+        model.model.layers[0].mlp = torch.nn.Sequential(
+            model.model.layers[0].mlp, torch.nn.Dropout(0.5)
+        )
+    elif where == "attention":
+        model.model.layers[0].self_attn.attention_dropout = 0.5
+    else:
+        model = get_peft_model(model, LoraConfig(target_modules="all-linear", lora_dropout=0.5))
+    _, found = run(
+        tokenizer, model=model, calibration=questions, max_steps=10, learning_rate=0.0
+    )
+    assert [len(ids) for ids in scored] == [3, 3]
+    for ids, statistics in zip(scored, found, strict=True):
+        assert statistics == tally(tokenizer, Questions(q for q in questions if q.id in ids))
 
 
 def test_a_question_asked_more_than_once_is_not_held_out(tokenizer):

@@ -68,7 +68,9 @@ class CalibrationConfig(TrainingArguments):
     e_step_share : calibration questions scored in an epoch, per training question, shared out over
         its refreshes; .15 costs about a twentieth of the training (rcft with held-out questions
         and refreshes; the others score them all). In the first epoch all are scored before
-        training and the refreshes take what training itself has just read.
+        training and the refreshes take what training itself has just read; not where the model
+        drops out (LoRA's dropout, or its own), which makes it answer otherwise than it is
+        evaluated: there the first epoch is like the others.
     e_step_bins, e_step_shrinkage, e_step_decay : see `ConfidenceMap`.
     early_stopping_patience : evaluations without a better one before the run stops; None never
         stops it. Needs ``load_best_model_at_end``. Which is better ``metric_for_best_model`` says,

@@ -46,6 +46,18 @@ _OVER_OPTIONS = {
 KNOWN = math.log(2)  # nats of an answer of probability 1/2: what CogCalib takes as known
 
 
+def drops_out(model: torch.nn.Module) -> bool:
+    """Whether a model's answers are noised while it trains: a layer or its attention drops out."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0:
+            return True
+        # Attention has the rate as a number, which it gives to its kernel.
+        rates = (value for name, value in vars(module).items() if "dropout" in name)
+        if any(isinstance(rate, int | float) and rate > 0 for rate in rates):
+            return True
+    return False
+
+
 class EStepState(TrainerCallback, ExportableState):
     """The E-step's statistics, kept where the Trainer saves and restores them with a checkpoint.
 
@@ -126,6 +138,7 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         self._asked_once: set[str] = set()  # ids of questions that no other question repeats
         self._tally = np.zeros((2, args.e_step_bins), dtype=np.int64)  # of this optimiser step
         self._learnt = False  # whether the training questions have been trained on before
+        self._noised = False  # whether the model drops out when it trains
         self._labelled: set[str] = set()
         self._teacher: dict[str, np.ndarray] = {}  # question -> tempered probabilities, (K,)
         self.temperature = args.temperature or 1.0
@@ -177,6 +190,7 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         """Temper the model as it came (tempered-cft), then train; a resumed training as well."""
         if self.args.method == "tempered-cft":
             self._temper()
+        self._noised = drops_out(self.model)
         result = super().train(*args, **kwargs)
         self._learnt = True
         return result
@@ -312,8 +326,9 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         """Refresh P(correct | confidence).
 
         In the first epoch a training question is read before the model has learnt from it, so what
-        was answered since the last refresh is held out, and costs nothing. Otherwise calibration
-        questions are scored, in turn, as many as `CalibrationConfig.e_step_share` allows.
+        was answered since the last refresh is held out, and costs nothing. Otherwise, and where
+        dropout makes those answers less sure than the model is, calibration questions are scored,
+        in turn, as many as `CalibrationConfig.e_step_share` allows.
         """
         state, g = self._e_state(), self._confidence_map()
         if state.seen is not None and sum(state.seen[0]):
@@ -327,7 +342,8 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         args, pool = self.args, len(self._calibration)
         n = pool
         if self._shares_forwards():
-            refreshes = 1 if state.step < 0 else args.e_steps_per_epoch
+            first = state.step < 0 and not self._noised  # and alone in its epoch
+            refreshes = 1 if first else args.e_steps_per_epoch
             n = min(pool, math.ceil(args.e_step_share * len(self.train_dataset) / refreshes))
         order = np.random.default_rng(args.seed).permutation(pool)
         asked = self._calibration.take(order[(state.scored + np.arange(n)) % pool])
@@ -341,7 +357,8 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         return args.regularised and args.e_step_data == "held-out" and args.e_steps_per_epoch > 0
 
     def _forwards_are_held_out(self) -> bool:
-        return self._shares_forwards() and self.state.epoch < 1 and not self._learnt
+        fresh = self.state.epoch < 1 and not self._learnt
+        return self._shares_forwards() and fresh and not self._noised
 
     def _keep_tally(self, scores: torch.Tensor, inputs: dict[str, Any]) -> None:
         """Add the answers to questions that no other training question repeats."""
