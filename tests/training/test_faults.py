@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from calibrant.errors import InputError
 from calibrant.training import CalibrationConfig, CalibrationTrainer, NonFiniteLossError
+from calibrant.training.base import weigh
 from calibrant.training.checkpoints import DRAFT, MANIFEST, defect, last_whole, whole
 from helpers import make_model, make_questions
 
@@ -296,6 +297,27 @@ def test_a_micro_batch_that_does_not_fit_is_cut_and_trains_the_same(
     assert cut_losses == pytest.approx(roomy_losses, rel=1e-5)
     for name, value in roomy.items():
         torch.testing.assert_close(cut[name], value, atol=2e-5, rtol=0)
+
+
+def test_the_pieces_of_a_micro_batch_leave_out_what_it_leaves_out(make_trainer):
+    """Of four questions the last two are repeats of another process's: neither they nor their
+    tokens are learnt, whole or cut."""
+    losses = []
+    for n in (1, 2, 4):
+        trainer = make_trainer(method="sft", save_strategy="no")
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        batch = trainer.data_collator(trainer.train_dataset[:4])
+        weigh(batch, torch.tensor([1.0, 1.0, 0.0, 0.0]))
+        counts = torch.tensor([2, int((batch["question_token"] >= 0).sum())])
+        trainer._pieces().n = n
+        losses.append(float(trainer._step_on(trainer.model, batch, counts)))
+    alone = trainer.data_collator(trainer.train_dataset[:2])
+    weigh(alone, torch.ones(2))
+    trainer._pieces().n = 1
+    expected = float(trainer._step_on(trainer.model, alone, counts))
+    assert losses == pytest.approx([expected] * 3, rel=1e-5)
 
 
 def test_a_resumed_run_cuts_as_the_one_before_did(make_trainer, tmp_path):

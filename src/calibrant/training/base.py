@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from calibrant.errors import InputError, NonFiniteLossError
@@ -41,6 +42,14 @@ class QuestionCollator:
             question_loss=self.question_loss,
         )
         return batch | {"ids": [q.id for q in questions]}
+
+
+def weigh(batch: dict[str, Any], weight: torch.Tensor) -> None:
+    """Give a batch its questions' weights, (Q,), 1 or 0; tokens of those of 0 are not learnt."""
+    batch["weight"] = weight
+    if "question_token" in batch:
+        left_out = weight[batch["question_of"]] == 0
+        batch["question_token"] = batch["question_token"].masked_fill(left_out, -100)
 
 
 class OptionTrainer(FaultTolerantTrainer):
@@ -149,7 +158,7 @@ class OptionTrainer(FaultTolerantTrainer):
         """Draw the micro-batches of one optimiser step; count what the global batch holds."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
-            batch["weight"] = torch.ones(len(batch["answer"]), device=device)
+            weigh(batch, torch.ones(len(batch["answer"]), device=device))
         if batches and self.accelerator.gradient_state.end_of_dataloader:
             self._leave_out_repeats(batches[-1])
         counts = torch.zeros(2, dtype=torch.int64, device=device)
@@ -169,10 +178,13 @@ class OptionTrainer(FaultTolerantTrainer):
         if not over or self.args.dataloader_drop_last or dealt.split_batches:
             return
         real = over - self.args.process_index * size
-        batch["weight"][max(real, 0) :] = 0.0
-        if "question_token" in batch:
-            repeated = batch["weight"][batch["question_of"]] == 0
-            batch["question_token"] = batch["question_token"].masked_fill(repeated, -100)
+        weight = batch["weight"].clone()
+        weight[max(real, 0) :] = 0.0
+        weigh(batch, weight)
+
+    def carry_over(self, inputs: Any, piece: Any, part: np.ndarray) -> None:
+        """Give a piece of a micro-batch its questions' weights."""
+        weigh(piece, inputs["weight"][part])
 
     def compute_loss(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Iterator
@@ -239,16 +240,20 @@ class FaultTolerantTrainer(Trainer):
     def _step_on(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
         if self._pieces().n == 1:
             return super().training_step(model, inputs, num_items_in_batch)
-        ids = inputs["ids"]
-        wanted = set(ids)
-        questions = {q.id: q for q in self.train_dataset if q.id in wanted}
+        ids, questions = inputs["ids"], self._questions
         loss = 0.0
         for part in np.array_split(np.arange(len(ids)), min(self._pieces().n, len(ids))):
             batch = self.data_collator([questions[ids[i]] for i in part])
-            if "weight" in inputs:  # what `get_batch_samples` has added
-                batch["weight"] = inputs["weight"][part]
+            self.carry_over(inputs, batch, part)
             loss += super().training_step(model, batch, num_items_in_batch)
         return loss
+
+    def carry_over(self, inputs: Any, piece: Any, part: np.ndarray) -> None:
+        """Give a piece what a micro-batch got after it was collated; part is its questions'."""
+
+    @functools.cached_property
+    def _questions(self) -> dict[str, Any]:
+        return {q.id: q for q in self.train_dataset}
 
     def _cut_smaller(self, inputs: Any, error: BaseException) -> None:
         size = len(inputs["ids"])
