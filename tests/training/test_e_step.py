@@ -82,9 +82,7 @@ def test_with_dropout_the_first_epoch_is_scored_like_the_others(tokenizer, score
         model.model.layers[0].self_attn.attention_dropout = 0.5
     else:
         model = get_peft_model(model, LoraConfig(target_modules="all-linear", lora_dropout=0.5))
-    _, found = run(
-        tokenizer, model=model, calibration=questions, max_steps=10, learning_rate=0.0
-    )
+    _, found = run(tokenizer, model=model, calibration=questions, max_steps=10, learning_rate=0.0)
     assert [len(ids) for ids in scored] == [3, 3]
     for ids, statistics in zip(scored, found, strict=True):
         assert statistics == tally(tokenizer, Questions(q for q in questions if q.id in ids))
