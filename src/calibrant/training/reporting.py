@@ -55,8 +55,18 @@ class ReportedTraining:
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._answered = TrainingAnswers()
+        self._answered = TrainingAnswers()  # of the steps that are complete
+        self._step: list[tuple[torch.Tensor, torch.Tensor]] = []  # scores and answers of this one
         super().__init__(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Train on a micro-batch; count the step's answers when it is the last."""
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            for scores, answer in self._step:
+                self._answered.add(scores, answer)
+            self._step = []
+        return loss
 
     def compute_loss(
         self,
@@ -65,20 +75,20 @@ class ReportedTraining:
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Loss of a micro-batch; its answers are counted."""
+        """Loss of a micro-batch; its answers are kept until the step is complete."""
         loss, scores = super().compute_loss(model, inputs, True, num_items_in_batch)
         if num_items_in_batch is not None:
             counted = torch.tensor([self.is_labelled(name) for name in inputs["ids"]])
             counted &= inputs["weight"].cpu() > 0  # one of each that was dealt out twice
             if counted.any():
                 scores_then = scores.detach().cpu()[counted] / self.temperature
-                self._answered.add(scores_then, inputs["answer"].cpu()[counted])
+                self._step.append((scores_then, inputs["answer"].cpu()[counted]))
         return (loss, scores) if return_outputs else loss
 
     def forget_step(self) -> None:
-        """Count none twice."""
+        """Count none twice; what earlier steps answered stays."""
         super().forget_step()
-        self._answered = TrainingAnswers()
+        self._step = []
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log a line, with the training questions' numbers beside the loss."""
