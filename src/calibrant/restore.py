@@ -682,9 +682,7 @@ def fine_tune(
     checkpoints = target / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     questions, validation = validation_split(s, questions)
-    args = training_arguments(
-        s, method, checkpoints, on_cpu=model.device.type == "cpu", n_questions=len(questions)
-    )
+    args = training_arguments(s, method, checkpoints, on_cpu=model.device.type == "cpu")
     set_seed(s.seed)
     clock = Clock()
     trainer = (trainer_class or CalibrationTrainer)(

@@ -11,9 +11,12 @@ from calibrant import metrics
 from calibrant.diagnosis.verdict import verdict
 from calibrant.errors import InputError
 from calibrant.questions import Questions
+from calibrant.restore import RestoreSettings
 from calibrant.scoring.local import score
 from calibrant.training import CalibrationConfig, CalibrationTrainer
+from calibrant.training.base import weigh
 from calibrant.training.selection import BEFORE
+from calibrant.training.tuning import training_arguments
 from helpers import make_model, make_questions
 
 KNOWN = Questions(
@@ -56,12 +59,12 @@ def settings(folder, **changes):
 
 @pytest.fixture
 def make_trainer(tmp_path, tokenizer, informed):
-    def make(evaluation=KNOWN, **changes):
+    def make(evaluation=KNOWN, *, args=None, **changes):
         model = make_model()
         model.load_state_dict(informed)
         return CalibrationTrainer(
             model=model,
-            args=settings(tmp_path, **changes),
+            args=args or settings(tmp_path, **changes),
             train_dataset=KNOWN,
             eval_dataset=evaluation,
             processing_class=tokenizer,
@@ -124,6 +127,48 @@ def test_patience_counts_evaluations_that_are_not_better_and_survives_a_resume(
         if trainer.state.best_model_checkpoint is not None:
             for name, value in again.model.named_parameters():
                 assert torch.equal(value, kept[name]), name
+
+
+def test_a_restoration_that_stops_early_evaluates_four_times_an_epoch_and_at_its_end(
+    make_trainer, tmp_path
+):
+    """RCFT sets 8 of 40 questions aside: 16 steps of 2, evaluated at every fourth."""
+    chosen = RestoreSettings(
+        model="-", train=("-",), evaluate=("-",), methods=("rcft",), prompt="cloze", batch_size=2,
+        epochs=1.0, early_stopping=9, calibration_fraction=0.2, learning_rate=1e-3, lora_rank=0,
+    )  # fmt: skip
+    args = training_arguments(chosen, "rcft", tmp_path / "out", on_cpu=True)
+    trainer = make_trainer(KNOWN[:12], args=args)
+    trainer.train()
+    assert [e["step"] for e in evaluations(trainer)] == [4, 8, 12, 16]
+
+
+def test_the_last_step_can_be_the_best(make_trainer):
+    trainer = make_trainer(
+        KNOWN[:12], max_steps=3, **SELECTING | {"save_steps": 2, "eval_steps": 2}
+    )
+    trainer.train()
+    assert [e["step"] for e in evaluations(trainer)] == [2, 3]
+
+
+def test_a_step_done_again_leaves_the_answers_of_the_steps_before(make_trainer):
+    """Forgetting the second of three steps, begun twice: every question is counted once."""
+    trainer = make_trainer(learning_rate=0.0)
+    batches = [trainer.data_collator(trainer.train_dataset[i : i + 8]) for i in (0, 8, 8, 16)]
+    trainer.accelerator.gradient_state._set_sync_gradients(True)
+    for i, batch in enumerate(batches):
+        weigh(batch, torch.ones(8))
+        counts = torch.tensor([8, 0])
+        if i == 1:  # it fails before it is complete
+            trainer.compute_loss(trainer.model, batch, num_items_in_batch=counts)
+            trainer.forget_step()
+        else:
+            trainer.training_step(trainer.model, batch, counts)
+    table = trainer.score(KNOWN[:24])
+    found = trainer._answered.take(trainer.accelerator)
+    assert found["accuracy"] == table.correct.mean()
+    assert found["mean_confidence"] == pytest.approx(table.confidence.mean(), abs=1e-6)
+    assert found["nll"] == pytest.approx(metrics.nll(table.probs(), table.labels), abs=1e-6)
 
 
 def test_a_resumed_selection_needs_the_answers_before_training(make_trainer, tmp_path):

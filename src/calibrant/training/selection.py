@@ -37,11 +37,16 @@ class Patience(TrainerCallback, ExportableState):
         control.should_training_stop |= self.stopped
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave no trace of the step that the Trainer makes before it looks."""
+        """Evaluate the last step; leave no trace of one that is made after the run has stopped."""
+        if args.load_best_model_at_end and state.global_step >= state.max_steps:
+            control.should_evaluate = True
         if self.stopped:
             control.should_evaluate = control.should_save = control.should_log = False
 
-    on_epoch_end = on_step_end
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave no trace here either."""
+        if self.stopped:
+            control.should_evaluate = control.should_save = control.should_log = False
 
 
 class GuardedSelection:

@@ -42,22 +42,24 @@ def training_arguments(
     output_dir: str | os.PathLike[str],
     *,
     on_cpu: bool,
-    n_questions: int,
 ) -> CalibrationConfig:
     """Give the arguments of a `CalibrationTrainer`.
 
     Parameters
     ----------
     settings : `calibrant.restore.RestoreSettings`.
-    output_dir : for checkpoints. n_questions : that are trained on.
+    output_dir : for checkpoints.
     """
     s = settings
     micro_batch = s.batch_size
     if on_cpu:
         micro_batch = max(m for m in range(1, MICRO_BATCH + 1) if s.batch_size % m == 0)
-    save_steps, selection = 25 if on_cpu else 50, {}
+    save_steps: float = 25 if on_cpu else 50
+    selection: dict[str, Any] = {}
     if s.early_stopping is not None:
-        save_steps = max(1, n_questions // s.batch_size // EVALUATIONS)
+        # A share of the trainer's own steps: it knows how many questions rcft sets aside. The last
+        # step is evaluated whatever the share (`GuardedSelection`).
+        save_steps = 1 / max(2, round(EVALUATIONS * s.epochs))
         selection = {
             "eval_strategy": "steps",
             "eval_steps": save_steps,
