@@ -178,6 +178,7 @@ def seconds(
     shape: Shape,
     tokens: float,
     *,
+    read: float,
     rank: int = 32,
     checkpointing: bool = False,
     devices: int = 1,
@@ -186,12 +187,16 @@ def seconds(
 ) -> float:
     """Seconds to train on ``tokens`` tokens: 2 operations a parameter forward, 2 or 4 backward.
 
+    ``read`` of the tokens' positions reach the vocabulary: all, where the question's own tokens are
+    trained on. Checkpointing makes the layers again, not the head.
+
     Frozen weights need no gradient of their own, so LoRA's backward pass costs as much as its
     forward pass. ``peak`` is an H100's in bfloat16; ``utilisation`` is an assumption.
     """
     passes = 2 + (2 if rank else 4) + (2 if checkpointing else 0)
     used = shape.linear + (shape.adapter(rank) if rank else 0)
-    return passes * used * tokens / (devices * peak * utilisation)
+    head = (4 if rank else 6) * shape.vocabulary * shape.hidden * read
+    return (passes * used * tokens + head) / (devices * peak * utilisation)
 
 
 # -- recipes --------------------------------------------------------------------------------------
@@ -202,18 +207,25 @@ def expected(recipe: dict[str, Any]) -> str:
     shape = SHAPES[recipe["model"]]
     prompt, batch, rank = recipe["prompt"], recipe["batch-size"], recipe["lora-rank"]
     rows = 4 if prompt == "cloze" and recipe["model"].startswith(UNPACKED) else 1
+    kept, question_loss = 4 * 8 if prompt == "cloze" else 1, "rcft" in recipe["method"]
     peak = memory(
         shape,
         batch * rows * LONGEST,
-        kept=batch * (4 * 8 if prompt == "cloze" else 1),
+        kept=batch * kept,
         rank=rank,
         dropout=recipe["lora-dropout"] > 0,
-        question_loss="rcft" in recipe["method"],
+        question_loss=question_loss,
         checkpointing=recipe["activation-checkpointing"],
     )
-    tokens = recipe["train-limit"] * recipe["epochs"] * MEAN_TOKENS[prompt] * rows
-    steps = recipe["train-limit"] * recipe["epochs"] / batch
-    busy = seconds(shape, tokens, rank=rank, checkpointing=recipe["activation-checkpointing"])
+    asked = recipe["train-limit"] * recipe["epochs"]
+    tokens, steps = asked * MEAN_TOKENS[prompt] * rows, asked / batch
+    busy = seconds(
+        shape,
+        tokens,
+        read=tokens if question_loss else asked * kept,
+        rank=rank,
+        checkpointing=recipe["activation-checkpointing"],
+    )
     # Below a few milliseconds a layer the GPU waits for Python.
     launched = steps * shape.layers * LAUNCH * (2 if recipe["activation-checkpointing"] else 1)
     return (
@@ -251,7 +263,9 @@ def table() -> str:
             checkpointing=again,
             shards=shards,
         )
-        took = seconds(LLAMA_8B, TOKENS, rank=rank, checkpointing=again, devices=devices)
+        took = seconds(
+            LLAMA_8B, TOKENS, read=TOKENS, rank=rank, checkpointing=again, devices=devices
+        )
         numbers = (parts.weights, parts.trained, parts.activations, parts.logits)
         total = parts.total + CONTEXT
         fits = "" if total < 80e9 else " (does not fit)"

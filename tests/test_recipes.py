@@ -110,9 +110,7 @@ def test_a_recipe_trains_two_steps_of_a_tiny_model_of_its_kind(recipe, tokenizer
     for method in settings.methods:
         if method not in FINE_TUNING:
             continue
-        args = training_arguments(
-            settings, method, tmp_path / method, on_cpu=True, n_questions=len(questions)
-        )
+        args = training_arguments(settings, method, tmp_path / method, on_cpu=True)
         args.max_steps, args.save_strategy, args.disable_tqdm = 2, "no", True
         trainer = CalibrationTrainer(
             model=make_model(architecture),
@@ -191,6 +189,17 @@ def test_the_count_of_activations_is_what_autograd_keeps(rank, dropout, base, sc
     kept = scaling.kept_for_backward(shape, 256, rank=rank, dropout=dropout, base=base, kept=8)
     parts = scaling.memory(shape, 256, kept=8, rank=rank, dropout=dropout, base=base)
     assert kept == pytest.approx(parts.activations, rel=0.05)
+
+
+def test_time_counts_the_output_layer_where_it_is_read(scaling):
+    """By hand, one operation a second: two layers of 10 x 10 maps and a vocabulary of 30."""
+    shape = scaling.Shape(10, 10, 2, 1, 1, 30)
+    linear, head = 2 * 7 * 100, 30 * 10
+    how = {"rank": 0, "peak": 1.0, "utilisation": 1.0}
+    assert scaling.seconds(shape, 5, read=0, **how) == 6 * linear * 5
+    assert scaling.seconds(shape, 5, read=3, **how) == 6 * (linear * 5 + head * 3)
+    again = scaling.seconds(shape, 5, read=3, checkpointing=True, **how)
+    assert again == 8 * linear * 5 + 6 * head * 3
 
 
 @pytest.mark.slow
