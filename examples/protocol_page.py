@@ -210,7 +210,8 @@ def cost_rows(found: Found) -> Table:
             )
         )
     return Table(
-        ("run", "labels", "fit, CPU s", "tokens scored a CPU s", "peak GB"), tuple(rows),
+        ("run", "labels", "fit, CPU s", "tokens scored a CPU s",
+         "peak GB of the process, earlier units included"), tuple(rows),
         title="Cost, one thread",
     )  # fmt: skip
 
