@@ -224,6 +224,7 @@ def test_duplicates_count_once():
         assert width[naive] == pytest.approx(width[once] / math.sqrt(2), rel=0.15), name
 
 
+@pytest.mark.slow
 def test_intervals_cover():
     big = world(100_000, seed=9)
     population = collapse(big, changed(big, slope=2.0, noise=0.5, seed=8), n_resamples=1)

@@ -23,6 +23,7 @@ def world(n, rng, temperature):
     return sharp, truth, labels
 
 
+@pytest.mark.slow
 def test_the_tolerance_is_shown_as_often_as_planned():
     rng = np.random.default_rng(1)
     accuracy = world(100_000, rng, 1.0)[1].max(axis=1).mean()

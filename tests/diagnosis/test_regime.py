@@ -62,6 +62,7 @@ WORLDS = [
 ]
 
 
+@pytest.mark.slow
 def test_right_at_3000_questions_and_hardly_ever_surely_wrong():
     """At least 90 % right in every world, at most 5 % confidently wrong over all of them."""
     wrong = trials = 0

@@ -61,6 +61,7 @@ def test_much_more_accurate_and_calibrated_is_fully_restored():
         assert found.difference["accuracy"].low > 0.25
 
 
+@pytest.mark.slow
 def test_noise_alone_is_seldom_restored():
     for scale, amount in ((1.0, 0.2), (1.5, 0.2), (1.0, 1.0)):
         found = Counter()
@@ -73,6 +74,7 @@ def test_noise_alone_is_seldom_restored():
         )  # 2.5 % each way; 3 of 10: 1 in 500
 
 
+@pytest.mark.slow
 def test_true_temperature_fix_is_fully_restored_and_more_data_never_make_it_harder():
     shares = []
     for n in (500, 2000, 7000):

@@ -32,6 +32,7 @@ def test_a_step_comes_after_the_one_it_starts_from():
     assert {s.chapter for s in waiting} == set(range(len(CHAPTERS)))
 
 
+@pytest.mark.slow
 def test_every_checkpoint_has_its_tables(tiny_story):
     for checkpoint in tiny_story.checkpoints_in_order():
         step = checkpoint.step
@@ -41,6 +42,7 @@ def test_every_checkpoint_has_its_tables(tiny_story):
         assert (checkpoint.folder / "model").is_dir() == (checkpoint.step.kind != "temperature")
 
 
+@pytest.mark.slow
 def test_methods_of_a_chapter_see_the_same_labels_and_no_test_question(tiny_story):
     few = {
         c.step.name: c.tables[TRAIN].ids
@@ -54,6 +56,7 @@ def test_methods_of_a_chapter_see_the_same_labels_and_no_test_question(tiny_stor
         assert not shared
 
 
+@pytest.mark.slow
 def test_a_temperature_is_fitted_on_labels_its_model_has_not_seen(tiny_story):
     """By hand: on the held-out half for a tuned model, on every label for the aligned one."""
     from calibrant.lab.story import _Lab, _model
@@ -103,6 +106,7 @@ def test_a_second_call_takes_up_where_the_first_was_killed(tmp_path, tiny_story)
             np.testing.assert_array_equal(table.logprobs, expected.logprobs)
 
 
+@pytest.mark.slow
 def test_the_page_holds_every_chapter_figure_and_model(tmp_path, tiny_story):
     write_page(tiny_story, 12.0)
     html = (tiny_story.folder / "report.html").read_text()
@@ -118,6 +122,7 @@ def test_the_page_holds_every_chapter_figure_and_model(tmp_path, tiny_story):
     assert got == pytest.approx(table.correct.mean())
 
 
+@pytest.mark.slow
 def test_other_commands_read_the_folder(tiny_story, capsys):
     folder = tiny_story.folder
     assert run(["compare", str(folder / "dpo-0.1"), str(folder / "cft"),
@@ -133,6 +138,7 @@ def test_other_commands_read_the_folder(tiny_story, capsys):
     assert "lacks 20 questions" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_settings_or_sizes_are_refused(tmp_path, tiny_story):
     with pytest.raises(InputError, match="seed was 0, now 1"):
         tell(LabSettings(seed=1, **TINY_LAB), tiny_story.folder, show_progress=False)

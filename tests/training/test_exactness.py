@@ -53,6 +53,7 @@ def test_accumulation_gives_the_same_losses_and_weights(tokenizer, alone, name):
     assert found["refreshes"] == alone(name)["refreshes"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_give_the_same_losses_and_weights(together, alone, name):
     """Though the last batch of an epoch, of 5 questions, falls to them as 4 and 1."""
@@ -61,6 +62,7 @@ def test_two_processes_give_the_same_losses_and_weights(together, alone, name):
     assert_same(together[0]["accumulated"], alone("rcft-cloze"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RUNS if "rcft" in name])
 def test_processes_share_the_e_step_and_know_the_same(together, alone, name):
     found = [together[rank][name]["refreshes"] for rank in (0, 1)]
@@ -68,6 +70,7 @@ def test_processes_share_the_e_step_and_know_the_same(together, alone, name):
     assert len(found[0]) == 6
 
 
+@pytest.mark.slow
 def test_processes_share_an_evaluation_and_report_the_same(together, alone):
     for name in RUNS:
         results = [together[rank][name] for rank in (0, 1)]
@@ -79,6 +82,7 @@ def test_processes_share_an_evaluation_and_report_the_same(together, alone):
         assert min(shares) > 0
 
 
+@pytest.mark.slow
 def test_sharded_weights_give_the_same_losses_weights_and_statistics(tokenizer, together):
     expected = by_hand(tokenizer)
     for rank in (0, 1):
@@ -89,6 +93,7 @@ def test_sharded_weights_give_the_same_losses_weights_and_statistics(tokenizer, 
         assert 2 * found["forwards"] == expected["forwards"] + 2
 
 
+@pytest.mark.slow
 def test_fsdp_that_would_quietly_be_data_parallel_is_refused(together):
     for rank in (0, 1):
         message = together[rank]["refused"]
