@@ -51,7 +51,6 @@ def main() -> int:
         arguments.method,
         checkpoints,
         on_cpu=not torch.cuda.is_available(),
-        n_questions=len(questions),
     )
     whole = args.per_device_train_batch_size * args.gradient_accumulation_steps
     if whole % args.world_size:
