@@ -209,8 +209,9 @@ def test_a_recipe_trains_the_same_adapter_on_two_processes_as_on_one(world, tmp_
     for n in (1, 2):
         output = tmp_path / str(n)
         done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n),
-             script, str(recipe), "--output", str(output), "--learning-rate", "1e-3"],
+            [sys.executable, "-m", "torch.distributed.run", "--standalone",
+             "--nproc_per_node", str(n), script, str(recipe), "--output", str(output),
+             "--learning-rate", "1e-3"],
             capture_output=True, text=True, timeout=500,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
