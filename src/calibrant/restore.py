@@ -709,8 +709,19 @@ def fine_tune(
         calibrator.save(target / "calibrator.json")
     draft.rename(target / kind)
     if s.push_to_hub is not None:
-        trainer.push_to_hub()
+        _push(trainer.hub_model_id, target, kind)
     return merged(trainer.model.eval()), cost
+
+
+def _push(repository: str, target: Path, kind: str) -> None:
+    """Upload what was trained and its temperature in one commit, and nothing else of the run."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    files = [p for p in (target / kind).rglob("*") if p.is_file()]
+    added = [CommitOperationAdd(p.relative_to(target / kind).as_posix(), p) for p in files]
+    if (calibrator := target / "calibrator.json").is_file():
+        added.append(CommitOperationAdd(calibrator.name, calibrator))
+    HfApi().create_commit(repository, added, commit_message="Restored by calibrant")
 
 
 def peak_memory_gb() -> float:

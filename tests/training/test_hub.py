@@ -9,9 +9,16 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
+import huggingface_hub
 import pytest
+from huggingface_hub import RepoUrl
 
-from helpers import restore_arguments
+from calibrant.answers import AnswerTable
+from calibrant.posthoc import TemperatureScaling
+from calibrant.restore import RestoreSettings, fine_tune
+from calibrant.training import CalibrationTrainer
+from calibrant.training.selection import BEFORE
+from helpers import make_model, make_questions, restore_arguments
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -96,3 +103,43 @@ def test_restore_pushes_the_adapter_to_a_private_repository(world, tmp_path, hub
     assert Hub.files["adapter_model.safetensors"] == adapter.read_bytes()
     assert not [name for name in Hub.files if name.startswith("checkpoint-")]
     assert not (tmp_path / "run" / "cft" / "checkpoints").exists()
+
+
+def test_the_temperature_goes_to_the_hub_and_no_answers_nor_pickles(
+    tokenizer, tmp_path, monkeypatch
+):
+    sent = {}
+
+    def create_commit(self, repo_id, operations, **kwargs):
+        assert repo_id == "me/model-tempered-cft"
+        assert not sent
+        sent.update({o.path_in_repo: o.path_or_fileobj for o in operations})
+
+    monkeypatch.setattr(
+        huggingface_hub.HfApi,
+        "create_repo",
+        lambda self, name, **kwargs: RepoUrl(f"https://huggingface.co/{name}"),
+    )
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", create_commit)
+
+    class Warm(CalibrationTrainer):
+        def _temper(self):  # a model that knows nothing has no best temperature
+            known = AnswerTable.from_probs([[0.9, 0.1]] * 4, [0, 0, 0, 1])
+            self.calibrator = TemperatureScaling().fit(known)
+            self.temperature = self.calibrator.temperature
+
+    settings = RestoreSettings(
+        model="-", train=("-",), evaluate=("-",), methods=("tempered-cft",), prompt="cloze",
+        lora_rank=2, early_stopping=9, push_to_hub="me/model",
+    )  # fmt: skip
+    questions = make_questions(24)
+    fine_tune(
+        make_model(), tokenizer, questions, "tempered-cft", settings, tmp_path, trainer_class=Warm
+    )
+    assert (tmp_path / "checkpoints" / BEFORE).is_file()  # answers to the user's questions: here
+    assert set(sent) == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "calibrator.json",
+        "chat_template.jinja", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    with open(sent["calibrator.json"], encoding="utf-8") as file:
+        assert json.load(file)["temperature"] == pytest.approx(2)
