@@ -79,9 +79,10 @@ class RestoreSettings:
     activation_checkpointing : make activations again in the backward pass: less memory, a third
         more time, the same result.
     early_stopping : evaluations without a better one before training stops, four an epoch on a
-        tenth of the training questions that is then not trained on; the best weights are kept.
-        None trains to the end. best_by : "nll", "conf_ece", "brier" or "accuracy", which one is
-        better; a model that the verdict calls harmed or gamed never is.
+        tenth of the training questions that is then not trained on; the best weights are kept. None
+        trains to the end. best_by : "nll", "conf_ece", "brier" or "accuracy", which one is better;
+        a model that the verdict calls harmed or gamed never is. If all are, the last weights stay
+        and a note says so.
     report_to : "tensorboard", "wandb" or others that `transformers` knows.
     push_to_hub : Hub id; each method's adapter goes to ``ID-METHOD``, a private repository.
     tolerance : conf-ECE the verdict counts as calibrated.
@@ -291,6 +292,11 @@ def restore(
             if method != BEFORE:
                 result.verdicts[method] = judged
             result.costs[method] = work.cost(method)
+            if result.costs[method].get("unharmed_evaluations") == 0:
+                result.notes.append(
+                    f"{method}: early stopping found no evaluation that was neither harmed nor "
+                    "gamed; the last weights were kept"
+                )
     write_text(folder / "report.json", json.dumps(result.to_dict(), indent=1) + "\n")
     return result
 
@@ -697,6 +703,8 @@ def fine_tune(
     clock.begin()
     trainer.train(resume_from_checkpoint=last_whole(checkpoints) is not None)
     cost = clock.of(trainer).spent() | {"training_steps": trainer.state.global_step}
+    if validation is not None:
+        cost["unharmed_evaluations"] = int(trainer.state.best_model_checkpoint is not None)
     # The whole folder appears at once: a half-written adapter is never taken for one.
     kind = "adapter" if s.lora_rank else "model"
     draft = target / f".{kind}"

@@ -191,6 +191,21 @@ def test_restore_in_several_processes_is_refused(world, tmp_path, capsys, monkey
     assert not (tmp_path / "run").exists()
 
 
+def test_a_restoration_says_that_no_evaluation_was_unharmed(world, tmp_path, capsys):
+    arguments = restore_arguments(world, tmp_path / "run", "--method", "cft")
+    arguments += ["--early-stopping", "9"]
+    assert run(arguments) == 0
+    note = "cft: early stopping found no evaluation that was neither harmed nor gamed"
+    assert note not in capsys.readouterr().out
+    path = tmp_path / "run" / "cft" / "cost.json"
+    cost = json.loads(path.read_text())
+    assert cost["unharmed_evaluations"] == 1
+    path.write_text(json.dumps(cost | {"unharmed_evaluations": 0}))
+    assert run(arguments) == 0  # nothing is trained again
+    assert note in capsys.readouterr().out
+    assert any(note in n for n in json.loads((tmp_path / "run/report.json").read_text())["notes"])
+
+
 @pytest.mark.slow
 def test_a_recipe_trains_the_same_adapter_on_two_processes_as_on_one(world, tmp_path):
     recipe = tmp_path / "recipe.yaml"

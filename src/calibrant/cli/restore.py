@@ -104,7 +104,7 @@ from calibrant.training import METHODS as FINE_TUNING
     type=click.IntRange(1),
     metavar="N",
     help="Stop after N evaluations (4 an epoch, on a tenth of the training questions) without a "
-    "better one, and keep the best weights.",
+    "better one, and keep the best unharmed weights.",
 )
 @click.option(
     "--best-by",
