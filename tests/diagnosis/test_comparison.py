@@ -1,5 +1,6 @@
 """Many runs against one: p-values, Holm's procedure, and what is marked."""
 
+import json
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from scipy.stats import norm
 
 from calibrant.answers import AnswerTable
+from calibrant.cli import run
 from calibrant.diagnosis.comparison import COMPARED, compare, holm, p_value, pooled
 from calibrant.errors import InputError
 from calibrant.metrics.inference import Estimate
@@ -99,3 +101,43 @@ def test_pooling_keeps_equal_ids_of_different_sets_apart():
     assert len(both) == 40
     assert both.tasks[0] == "a"
     assert both.tasks[-1] == "b"
+
+
+def strict(text):
+    """JSON as its standard has it: NaN and Infinity are none."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_metrics_that_do_not_exist_are_null_in_json(tmp_path, capsys):
+    """No AUROC where all answers are right; no finite NLL where a wrong one had probability 1."""
+    right = AnswerTable.from_probs([[0.9, 0.1], [0.2, 0.8]] * 20, [0, 1] * 20)
+    hard = AnswerTable.from_probs([[1.0, 0.0], [0.0, 1.0]] * 19 + [[1.0, 0.0]] * 2, [0, 1] * 20)
+    for name, table in (("right", right), ("hard", hard)):
+        table.save(tmp_path / f"{name}.parquet")
+    for before, after, missing in (("right", "right", "auroc"), ("right", "hard", "nll")):
+        output = tmp_path / f"{before}-{after}"
+        (tmp_path / "copy").mkdir(exist_ok=True)
+        AnswerTable.load(tmp_path / f"{after}.parquet").save(tmp_path / "copy" / "answers.parquet")
+        command = ["compare", str(tmp_path / f"{before}.parquet"), str(tmp_path / "copy")]
+        assert run([*command, "--output-dir", str(output), "--json"]) == 0
+        (found,) = strict(capsys.readouterr().out)["comparisons"]
+        assert found["p_values"][missing] is None
+        assert found["marks"][missing] == 0
+        assert found["p_values"]["accuracy"] is not None
+        assert strict((output / "report.json").read_text(encoding="utf-8")) == [found]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"labels": "many"}'])
+def test_a_damaged_cost_file_is_one_message(tmp_path, capsys, text):
+    table = AnswerTable.from_probs([[0.9, 0.1], [0.2, 0.8]] * 5, [0, 1] * 5)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        table.save(tmp_path / name / "answers.parquet")
+    (tmp_path / "b" / "cost.json").write_text(text)
+    assert run(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cost.json: " in line

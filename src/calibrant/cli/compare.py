@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,9 @@ def command(
             "baseline": baseline,
             "run": run,
             **judged.to_dict(),
-            "p_values": found.p_values[s][run],
+            "p_values": {  # JSON has no NaN
+                metric: None if math.isnan(p) else p for metric, p in found.p_values[s][run].items()
+            },
             "marks": found.marks[s][run],
         }
         for s, by_run in found.verdicts.items()
@@ -148,13 +151,20 @@ def _compared(tables: Tables, baseline: str, tolerance: float, seed: int) -> Com
 
 def _cost_table(folders: dict[str, str]) -> list[Table]:
     """Give the table of costs, none where no run has kept any."""
+    from calibrant.errors import InputError
+    from calibrant.files import read_json
     from calibrant.report.folder import cost_table
 
     costs: dict[str, dict[str, Any]] = {}
     for name, folder in folders.items():
         file = Path(folder) / "cost.json"
         if file.is_file():
-            costs[name] = json.loads(file.read_text(encoding="utf-8"))
+            cost = read_json(file)
+            if not isinstance(cost, dict) or not all(
+                isinstance(value, int | float) for value in cost.values()
+            ):
+                raise InputError(f"{file}: expected a JSON object of numbers, the costs of a run")
+            costs[name] = cost
     return [cost_table(costs)] if costs else []
 
 
@@ -181,7 +191,7 @@ def _write(
     folder = open_run(
         output_dir, {"command": "compare", "settings": settings, "versions": versions()}
     )
-    write_text(folder / "report.json", json.dumps(results, indent=1) + "\n")
+    write_text(folder / "report.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     measured = {}
     for s, by_run in found.verdicts.items():
         there = {run: tables[run][s] for run in (found.baseline, *by_run)}

@@ -129,7 +129,7 @@ def p_value(change: Estimate) -> float:
 
     ``2 Φ(−z)`` with ``z = 1.96 · |change| / |change − bound|``, the bound being the one on the side
     of 0: p < .05 exactly where the interval leaves out 0, and smaller p continue as a normal
-    distribution would. NaN without an interval; 1 for no change.
+    distribution would. NaN without an interval or for an infinite change; 1 for no change.
 
     Examples
     --------
