@@ -1,14 +1,19 @@
 """Model cards: huggingface_hub reads them, the numbers are right, hostile names stay text."""
 
+import ast
+import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from pages import EVIL, made_up
 
+from calibrant.cli.restore import _write_cards
 from calibrant.diagnosis.report import evaluate
 from calibrant.diagnosis.verdict import verdict
 from calibrant.report.card import CardFacts, model_card, write_card
+from calibrant.restore import RestoreSettings
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +114,45 @@ def test_a_calibrators_card_says_how_to_apply_it(measured, tmp_path):
     assert "library_name: calibrant" in text
     assert 'cal.posthoc.load("calibrator.json")' in text
     assert (tmp_path / "reliability.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("kind", ["adapter", "model"])
+def test_weights_trained_at_a_temperature_are_used_with_it(measured, kind):
+    reports, verdicts = measured
+    reports = {"arc": {"before": reports["arc"]["before"], "tempered-cft": reports["arc"]["cft"]}}
+    made = facts(kind=kind, method="tempered-cft", calibrated=True)
+    text = model_card(made, reports, verdicts)
+    assert "divided by one temperature" in text
+    code = text.split("```python\n")[1].split("```")[0]
+    ast.parse(code)
+    assert 'calibrator = cal.posthoc.load("calibrator.json")' in code
+    assert "probabilities = calibrator.transform(answers).probs()" in code
+    assert "calibrator" not in model_card(facts(kind=kind), *measured).split("```python")[1]
+
+
+def test_every_card_knows_the_overlap_and_the_calibrator_beside_it(tmp_path, monkeypatch):
+    methods = ("temperature", "cft", "tempered-cft")
+    saved = {"model": "m", "prompt": "letter", "dtype": "float32", "gguf_file": None}
+    for method in methods:
+        folder = tmp_path / method
+        (folder / "adapter" if "cft" in method else folder).mkdir(parents=True)
+        (folder / "restored.json").write_text(json.dumps(saved | {"method": method}))
+        if method != "cft":
+            (folder / "calibrator.json").write_text("{}")
+    settings = RestoreSettings(model="m", train=("a",), evaluate=("b",), overlap="keep")
+    result = SimpleNamespace(
+        folder=tmp_path, settings=settings, domains={}, reports={},
+        verdicts=dict.fromkeys(methods, {}), costs={m: {} for m in methods},
+    )  # fmt: skip
+    written = {}
+    monkeypatch.setattr(
+        "calibrant.report.card.write_card", lambda where, facts, *_: written.update({where: facts})
+    )
+    _write_cards(result)
+    card, tuned, tempered = written.values()
+    assert [f.settings["overlap"] for f in (card, tuned, tempered)] == ["keep"] * 3
+    assert set(card.settings) == {"overlap"}
+    assert "epochs" in tuned.settings
+    assert (card.calibrated, tuned.calibrated, tempered.calibrated) == (False, False, True)
+    assert list(written) == [tmp_path / p for p in (
+        "temperature", "cft/adapter", "tempered-cft/adapter")]  # fmt: skip

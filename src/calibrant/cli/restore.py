@@ -202,10 +202,10 @@ def command(model: str, output_dir: str, **options: Any) -> dict[str, Any]:  # f
     return {**result.to_dict(), "output_dir": str(output_dir)}
 
 
-# Settings that say how a model was trained; a calibrator has none of them.
+# Settings that say how a model was trained; a calibrator has only the first of them.
 _TRAINING = (
-    "epochs", "learning_rate", "batch_size", "lora_rank", "strength", "ece_weight",
-    "question_weight", "target", "calibration_fraction", "overlap", "seed",
+    "overlap", "epochs", "learning_rate", "batch_size", "lora_rank", "strength", "ece_weight",
+    "question_weight", "target", "calibration_fraction", "seed",
 )  # fmt: skip
 
 
@@ -226,8 +226,9 @@ def _write_cards(result: Any) -> None:
             prompt=load(folder).settings["prompt"],
             train=settings["train"],
             n_train=int(result.costs[method].get("labels", 0)),
-            settings={k: settings[k] for k in _TRAINING} if kind != "calibrator" else {},
+            settings={k: settings[k] for k in _TRAINING[: 1 if kind == "calibrator" else None]},
             versions=versions(),
+            calibrated=kind != "calibrator" and (folder / "calibrator.json").is_file(),
         )
         reports = {s: {m: result.reports[m][s] for m in (BEFORE, method)} for s in tests}
         where = folder if kind == "calibrator" else folder / kind

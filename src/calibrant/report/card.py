@@ -36,6 +36,8 @@ _ABOUT = {
     "cft": "Calibration-aware fine-tuning: the answer's cross-entropy on labelled questions.",
     "rcft": "RCFT: fine-tuning on question and answer with an EM-based calibration term, its "
     "targets estimated on held-out questions.",
+    "tempered-cft": "Tempered CFT: the answer's cross-entropy on labelled questions, the option "
+    "scores divided by one temperature that was fitted before the training.",
     "temperature": "Temperature scaling: one number divides the log-probabilities, chosen for the "
     "least negative log-likelihood. Predictions stay as they were.",
 }
@@ -52,6 +54,7 @@ class CardFacts:
     kind : "adapter", "model" or "calibrator". prompt : how questions are asked.
     train : sources of the labelled questions. n_train : how many were used.
     settings : of the method. versions : package -> version.
+    calibrated : whether the weights of an adapter or model have a ``calibrator.json`` of their own.
     """
 
     model: str
@@ -62,6 +65,7 @@ class CardFacts:
     n_train: int
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
+    calibrated: bool = False
 
 
 def model_card(
@@ -230,12 +234,24 @@ def _use(facts: CardFacts) -> str:
     else:
         load = 'model = AutoModelForCausalLM.from_pretrained("MODEL")  # this folder'
     imports = "from peft import PeftModel\n" if facts.kind == "adapter" else ""
+    probabilities = "probabilities = cal.score(model, tokenizer, questions, prompt=prompt).probs()"
+    before = ""
+    if facts.calibrated:
+        before = (
+            "These weights were trained for probabilities that go through `calibrator.json`, which "
+            "came with them in the run's folder of this method: keep it, and apply it.\n\n"
+        )
+        probabilities = (
+            "answers = cal.score(model, tokenizer, questions, prompt=prompt)\n"
+            'calibrator = cal.posthoc.load("calibrator.json")\n'
+            "probabilities = calibrator.transform(answers).probs()"
+        )
     return (
-        f"```python\nimport calibrant as cal\n{imports}"
+        f"{before}```python\nimport calibrant as cal\n{imports}"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'tokenizer = AutoTokenizer.from_pretrained("{_code(facts.model)}")\n{load}{also}\n'
         f"prompt = {facts.prompt!r}\n"
-        "probabilities = cal.score(model, tokenizer, questions, prompt=prompt).probs()\n```\n"
+        f"{probabilities}\n```\n"
     )
 
 
