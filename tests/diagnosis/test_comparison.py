@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from calibrant import cli
 from calibrant.answers import AnswerTable
-from calibrant.cli import run
 from calibrant.diagnosis.comparison import COMPARED, compare, holm, p_value, pooled
 from calibrant.errors import InputError
 from calibrant.metrics.inference import Estimate
@@ -123,7 +123,7 @@ def test_metrics_that_do_not_exist_are_null_in_json(tmp_path, capsys):
         (tmp_path / "copy").mkdir(exist_ok=True)
         AnswerTable.load(tmp_path / f"{after}.parquet").save(tmp_path / "copy" / "answers.parquet")
         command = ["compare", str(tmp_path / f"{before}.parquet"), str(tmp_path / "copy")]
-        assert run([*command, "--output-dir", str(output), "--json"]) == 0
+        assert cli.run([*command, "--output-dir", str(output), "--json"]) == 0
         (found,) = strict(capsys.readouterr().out)["comparisons"]
         assert found["p_values"][missing] is None
         assert found["marks"][missing] == 0
@@ -138,6 +138,6 @@ def test_a_damaged_cost_file_is_one_message(tmp_path, capsys, text):
         (tmp_path / name).mkdir()
         table.save(tmp_path / name / "answers.parquet")
     (tmp_path / "b" / "cost.json").write_text(text)
-    assert run(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    assert cli.run(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "cost.json: " in line

@@ -142,7 +142,7 @@ def test_every_card_knows_the_overlap_and_the_calibrator_beside_it(tmp_path, mon
     settings = RestoreSettings(model="m", train=("a",), evaluate=("b",), overlap="keep")
     result = SimpleNamespace(
         folder=tmp_path, settings=settings, domains={}, reports={},
-        verdicts=dict.fromkeys(methods, {}), costs={m: {} for m in methods},
+        verdicts={m: {} for m in methods}, costs={m: {} for m in methods},
     )  # fmt: skip
     written = {}
     monkeypatch.setattr(
