@@ -165,6 +165,42 @@ def test_held_out_questions_are_independent(restored, tmp_path):
         calibrant.load(copy / "cft").held_out()
 
 
+def run_of(folder, tables, **settings):
+    """What `held_out` reads of a run: its report, and one method's folder with answers."""
+    answers = folder / "cft" / "answers"
+    answers.mkdir(parents=True)
+    for name, table in tables.items():
+        table.save(answers / f"{name}.parquet")
+    report = {"settings": settings, "sets": dict.fromkeys(tables, "in")}
+    (folder / "report.json").write_text(json.dumps(report))
+    saved = {"method": "cft", "model": "m", "prompt": "letter", "dtype": "float32"}
+    (folder / "cft" / "restored.json").write_text(json.dumps(saved | {"gguf_file": None}))
+    return folder / "cft"
+
+
+def test_held_out_questions_of_two_files_may_have_the_same_ids(tmp_path):
+    """Without ids of their own, questions are called by their lines."""
+    law, art = (
+        replace(
+            AnswerTable.from_probs([[0.7, 0.3], [0.4, 0.6]], [0, 1], ids=["1", "2"]),
+            groups=(f"{name} 1", "in both"),
+        )
+        for name in ("law", "art")
+    )
+    folder = run_of(tmp_path, {"law": law, "art": art}, overlap="drop")
+    assert calibrant.load(folder).held_out().ids == ("law:1", "law:2", "art:1")
+
+
+def test_test_questions_that_were_learnt_from_promise_nothing(tmp_path, capsys):
+    table = AnswerTable.from_probs([[0.9, 0.1]] * 300, [0] * 300)
+    folder = run_of(tmp_path, {"test": table}, overlap="keep")
+    command = ["predict", str(folder), "--questions", "new.jsonl", "--max-risk", ".2"]
+    assert run([*command, "--output", str(tmp_path / "p.csv")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "(overlap keep)" in line
+    assert not (tmp_path / "p.csv").exists()
+
+
 def test_an_exported_model_is_the_restored_one(restored, world, tmp_path, capsys):
     """Loaded by transformers alone, it answers as base model and adapter do together."""
     from transformers import AutoModelForCausalLM

@@ -293,13 +293,17 @@ class Restored:
     def held_out(self) -> AnswerTable:
         """Calibrated answers to the in-domain test questions of the run, exact duplicates once.
 
+        Of several test sets the ids become ``set:id``.
         Neither training nor fitting saw them, so that they can show what to expect of new ones.
 
         Raises
         ------
         InputError
-            If the run folder this model stands in, or its answers, are not there any more.
+            If the run folder this model stands in, or its answers, are not there any more, or the
+            run kept test questions among those it learnt from (``--overlap keep``).
         """
+        from calibrant.diagnosis.comparison import pooled
+
         report = self.folder.parent / "report.json"
         content = read_json(report)
         domains = content.get("sets") if isinstance(content, dict) else None
@@ -309,8 +313,15 @@ class Restored:
                 f"{report}: names no test set of the domain; expected the report of the run that "
                 "made this model, beside its folder"
             )
-        tables = [AnswerTable.load(self.folder / "answers" / f"{name}.parquet") for name in names]
-        whole = AnswerTable.pool(tables)
+        settings = content.get("settings")
+        if isinstance(settings, dict) and settings.get("overlap") == "keep":
+            raise InputError(
+                f"{report}: the run kept test questions among those it learnt from (overlap keep), "
+                "so that they promise nothing about new ones; expected a run with --overlap drop"
+            )
+        tables = {n: AnswerTable.load(self.folder / "answers" / f"{n}.parquet") for n in names}
+        # Ids of several files may be their line numbers.
+        whole = pooled(tables) if len(tables) > 1 else AnswerTable.pool([*tables.values()])
         first = {group: row for row, group in reversed(list(enumerate(whole.groups)))}
         return whole.select(sorted(first.values()))
 
