@@ -7,6 +7,8 @@ from calibrant.answers import AnswerTable
 from calibrant.questions import Question
 
 EVIL = "=<script>alert(1)</script>&amp;\"'>{{ 7*7 }}\u202eabc\x1b[31m<b id=x>]]>"
+# A space without width, marks of direction, a soft hyphen, line separators, tags: all unseen.
+UNSEEN = "\u200b\u200e\u200f\u061c\xad\u2028\u2029\ufeff\U000e0041"
 OPTIONS = (
     "<script>alert(1)</script>",
     "مرحبا \u202egnissim\u202c <img src=x onerror=alert(1)>",
@@ -27,7 +29,7 @@ def made_up(n, *, power=1.0, seed=0):
 def evil_questions(n=60):
     """Questions that try everything."""
     return [
-        Question(f"{EVIL}{i}", f"{OPTIONS[i % 3]}\nsecond line {i}", OPTIONS, i % 4)
+        Question(f"{EVIL}{i}", f"{OPTIONS[i % 3]}\nsecond line {i} {UNSEEN}", OPTIONS, i % 4)
         for i in range(n)
     ]
 

@@ -7,17 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from pages import EVIL, evil_questions, evil_table, made_up, open_folder
+from pages import EVIL, UNSEEN, evil_questions, evil_table, made_up, open_folder
 
 from calibrant.answers import AnswerTable
 from calibrant.cli import run
+from calibrant.diagnosis.collapse import collapse
 from calibrant.diagnosis.report import evaluate
 from calibrant.metrics import risk_coverage_from_confidence
 from calibrant.questions import Question
 from calibrant.report import Table, prepare_confidence, reliability_of_report
+from calibrant.report.collapse import write_collapse
 from calibrant.report.drawings import draw_confidence, draw_plane, draw_reliability, prepare_risk
 from calibrant.report.figures import PlanePoint, plot_plane, prepare_plane
-from calibrant.report.folder import write_evaluation
+from calibrant.report.folder import write_evaluation, write_restoration
 from calibrant.report.page import Claim, Page, Section, page_text, shown, worst_mistakes
 from calibrant.report.svg import of_figure
 
@@ -119,9 +121,33 @@ def test_hostile_text_stays_text(evil_page):
     assert "\x1b" not in evil_page
     assert "\x00" not in evil_page
     assert "⟨U+202E⟩" in seen  # an override in a question is shown, not obeyed
+    for c in UNSEEN:
+        assert c not in evil_page
+        assert f"⟨U+{ord(c):04X}⟩" in seen
     assert "مرحبا" in seen
     assert "x" * 1000 not in evil_page
     assert "(10,000 characters)" in seen
+
+
+def test_hostile_text_stays_text_in_markdown(tmp_path):
+    """Names come from files and folders: no HTML, link, image or table cell is made of them."""
+    table, name = evil_table(), f"{EVIL}![i](http://x) `c` *d*"
+    report = evaluate(table, n_resamples=20)
+    folders = [open_folder(tmp_path / x) for x in "erc" if not (tmp_path / x).mkdir()]
+    write_evaluation(folders[0], report, title=name, answers=table)
+    write_restoration(
+        folders[1], title=name, tables={name: {name: table}}, reports={name: {name: report}},
+        verdicts={}, domains={name: "in"}, costs={name: {}}, questions={}, notes=(name,),
+    )  # fmt: skip
+    stages = {name: collapse(None, table, n_resamples=20)}
+    write_collapse(folders[2], tables={name: table}, reports=stages)
+    for folder in folders:
+        text = (folder / "report.md").read_text(encoding="utf-8")
+        assert "\\<script\\>" in text
+        assert not re.search(r"(?<!\\)[<>`]", text)
+        assert not re.search(r"(?<!\\)\[i", text)
+        assert "\u202e" not in text
+        assert "\x1b" not in text
 
 
 def test_a_script_cannot_be_smuggled_through_a_name():
@@ -155,6 +181,8 @@ def test_long_and_hidden_text_is_shown_as_what_it_is():
     assert shown("y" * 10_000, 40) == "y" * 20 + " … " + "y" * 20 + " (10,000 characters)"
     assert shown("tab\tand\nline", 40) == "tab\tand\nline"
     assert shown("\ud800\x07", 40) == "⟨U+D800⟩⟨U+0007⟩"
+    assert shown(UNSEEN, 40) == "".join(f"⟨U+{ord(c):04X}⟩" for c in UNSEEN)
+    assert shown("می\u200cخواهم 👩\u200d⚕", 40) == "می\u200cخواهم 👩\u200d⚕"
 
 
 def test_the_most_confident_mistakes_are_found_with_their_questions():

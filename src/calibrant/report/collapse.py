@@ -27,7 +27,7 @@ from calibrant.report.figures import (
     style,
     unit_axis,
 )
-from calibrant.report.tables import Table, interval, number, one_line
+from calibrant.report.tables import Table, escape_markdown, interval, number, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -312,7 +312,7 @@ def write_collapse(
     stages = _panels(tables, reports)
     save_figure(plot_collapse(stages), path / "collapse")
     text = [
-        "# " + one_line(" → ".join(reports)),
+        "# " + escape_markdown(" → ".join(reports)),
         "",
         collapse_table(reports).to_markdown(),
         letter_table(reports).to_markdown(),

@@ -19,7 +19,13 @@ from calibrant.report.sections import (
     report_tables,
     texts_of,
 )
-from calibrant.report.tables import Table, comparison_tables, number, one_line, report_table
+from calibrant.report.tables import (
+    Table,
+    comparison_tables,
+    escape_markdown,
+    number,
+    report_table,
+)
 
 if TYPE_CHECKING:
     from calibrant.answers import AnswerTable
@@ -207,8 +213,8 @@ def write_restoration(
     save_figure(plot_plane(prepare_plane(points)), path / "plane")
     compared = restoration_tables(reports, verdicts, domains, intervals=True)
     costs_table = cost_table(costs)
-    lines = [f"# {one_line(title)}", "", *(table.to_markdown() for table in compared)]
-    lines += [costs_table.to_markdown(), *(f"- {one_line(note)}" for note in notes), ""]
+    lines = [f"# {escape_markdown(title)}", "", *(table.to_markdown() for table in compared)]
+    lines += [costs_table.to_markdown(), *(f"- {escape_markdown(note)}" for note in notes), ""]
     lines += ["![reliability diagrams](reliability.png)", "", "![accuracy and ECE](plane.png)", ""]
     write_text(path / "report.md", "\n".join(lines))
 

@@ -182,11 +182,16 @@ def shown(text: str, width: int) -> str:
 
 
 def _hidden(c: str) -> bool:
-    """Whether a character could hide, repaint or break text: controls, surrogates, overrides."""
-    return (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") or c in _OVERRIDES
+    """Whether a character could hide, reorder, repaint or break text.
+
+    These are controls, surrogates, line separators and format characters (Unicode's Cc, Cs, Zl, Zp
+    and Cf), such as directional marks, tags and a space without width. The two joiners stay:
+    Persian, Indian scripts and emoji are written with them.
+    """
+    return unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in _KEPT
 
 
-_OVERRIDES = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_KEPT = "\n\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 
 
 def worst_mistakes(
