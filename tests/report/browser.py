@@ -98,3 +98,14 @@ def needs_chromium():
     if CHROMIUM is None or DRIVER is None:
         pytest.skip("no chromium and chromedriver here (apt-get install chromium chromium-driver)")
     pytest.importorskip("selenium")
+
+
+def start(profile, downloads):
+    """Start one, or skip where it is installed but does not run (no sandbox, other versions)."""
+    needs_chromium()
+    from selenium.common.exceptions import WebDriverException
+
+    try:
+        return Browser(profile, downloads)
+    except WebDriverException as error:
+        pytest.skip(f"chromium does not start here: {error.msg}")

@@ -5,7 +5,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from browser import Browser, needs_chromium
+from browser import start
 from pages import EVIL, evil_questions, evil_table, made_up, open_folder
 
 from calibrant.diagnosis.report import evaluate
@@ -17,8 +17,7 @@ from calibrant.report.tables import difference_table
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    needs_chromium()
-    one = Browser(tmp_path_factory.mktemp("profile"), tmp_path_factory.mktemp("saved"))
+    one = start(tmp_path_factory.mktemp("profile"), tmp_path_factory.mktemp("saved"))
     yield one
     one.driver.quit()
 
@@ -50,6 +49,14 @@ def plain(tmp_path_factory):
     table = made_up(600, power=2)
     write_evaluation(folder, evaluate(table, n_resamples=50), title="plain", answers=table)
     return folder / "report.html"
+
+
+def test_a_browser_that_does_not_start_is_skipped_with_the_reason(tmp_path, monkeypatch):
+    pytest.importorskip("selenium")
+    monkeypatch.setattr("browser.CHROMIUM", "/bin/false")
+    monkeypatch.setattr("browser.DRIVER", "/bin/false")
+    with pytest.raises(pytest.skip.Exception, match=r"chromium does not start here: .*exited"):
+        start(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("size", ["phone", "laptop"])
