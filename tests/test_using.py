@@ -1,5 +1,6 @@
 """Using a restored model: load, predict, export, a threshold for a wanted risk."""
 
+import csv
 import json
 import math
 from dataclasses import replace
@@ -115,6 +116,20 @@ def test_only_confidences_above_the_threshold_are_answered(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [row["answered"] for row in rows] == [False, True, False]
     assert [row["label"] for row in rows] == [q.answer for q in questions]
+
+
+def test_ids_are_no_formulas_in_a_spreadsheet(tmp_path):
+    ids = ["=1+1", "+a", "-a", "@SUM(A1)", "\uff1dA1", "\t=A1", "-5", "q=1", "3"]
+    asked = [replace(q, id=i) for q, i in zip(make_questions(len(ids)), ids, strict=True)]
+    probs = np.eye(max(len(q.choices) for q in asked))[[0] * len(ids)]
+    for kind in ("csv", "jsonl", "parquet"):
+        write_predictions(tmp_path / f"p.{kind}", asked, probs)
+    with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
+        found = [row["id"] for row in csv.DictReader(file)]
+    assert found == [f"'{i}" for i in ids[:6]] + ids[6:]
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ids
+    assert pq.read_table(tmp_path / "p.parquet")["id"].to_pylist() == ids
 
 
 def test_predict_refuses_before_it_computes(restored, unlabelled, tmp_path, capsys):

@@ -51,7 +51,8 @@ def write_predictions(
     its probability; ``p_0``, ``p_1``, …, empty beyond the question's own options (JSON lines: one
     list ``probs``); ``answered``, whether the confidence is above the threshold, if there is
     one; ``label``, if every question has an answer: then `calibrant evaluate --answers` reads the
-    CSV or Parquet file.
+    CSV or Parquet file. In CSV an ``id`` that a spreadsheet would take for a formula (``=1+1``)
+    begins with an apostrophe (`calibrant.report.tables.no_formula`); the others keep it as it is.
 
     Parameters
     ----------
@@ -82,6 +83,10 @@ def write_predictions(
         return
     for k in range(probs.shape[1]):
         columns[f"p_{k}"] = [row[k] if k < len(row) else None for row in rows]
+    if path.suffix == ".csv":
+        from calibrant.report.tables import no_formula
+
+        columns["id"] = [no_formula(name) for name in columns["id"]]
     import pyarrow as pa
 
     table = pa.table(columns)

@@ -127,8 +127,8 @@ class Table:
         """Write CSV; text that a spreadsheet would take for a formula begins with an apostrophe."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([_no_formula(name) for name in self.columns])
-        writer.writerows([_no_formula(cell) for cell in row] for row in self.rows)
+        writer.writerow([no_formula(one_line(name)) for name in self.columns])
+        writer.writerows([no_formula(one_line(cell)) for cell in row] for row in self.rows)
         return file.getvalue()
 
     def to_markdown(self) -> str:
@@ -152,15 +152,23 @@ def escape_markdown(text: str) -> str:
     return "".join(f"\\{c}" if c in "\\`*_[]<>&|~" else c for c in one_line(text))
 
 
-def _no_formula(text: str) -> str:
-    line = one_line(text)
-    if not line.startswith(("=", "+", "-", "@")):
-        return line
+def no_formula(text: str) -> str:
+    """Put an apostrophe before text that a spreadsheet would take for a formula; numbers stay.
+
+    A formula begins with =, +, - or @, in East Asian spreadsheets also in their full width.
+
+    Examples
+    --------
+    >>> no_formula("=1+1"), no_formula("-0.25"), no_formula("\uff1d1+1")
+    ("'=1+1", '-0.25', "'＝1+1")
+    """
+    if not text.lstrip().startswith(("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")):
+        return text
     try:
-        float(line)
+        float(text)
     except ValueError:
-        return f"'{line}"
-    return line
+        return f"'{text}"
+    return text
 
 
 # -- reports --------------------------------------------------------------------------------
