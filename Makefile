@@ -6,7 +6,7 @@ MODEL := models/smollm2-135m-instruct
 DATA ?= ../shared/data
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help docs demo lab dpo protocol test slow check model real bench bench-scoring bench-training clean
+.PHONY: fuzz help docs demo lab dpo protocol test slow check model real bench bench-scoring bench-training clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ test: check docs
 ## slow    the long tests: real model (where it is present), five laboratories; half an hour
 slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow
+
+## fuzz    many random inputs of every loader; what they find differs from run to run
+fuzz: $(VENV)/.ready
+	$(BIN)/python -m pytest -m fuzz
 
 ## check   ruff and mypy
 check: $(VENV)/.ready

@@ -49,13 +49,13 @@ def test_no_crash(loader):
     fuzz(loader, 30)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.parametrize("loader", LOADERS)
 def test_no_crash_in_a_thousand(loader):
     fuzz(loader, 1000)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.parametrize("loader", LOADERS)
 def test_no_crash_led_by_coverage(loader, tmp_path):
     """atheris looks for inputs that reach code not reached before, for five seconds at most."""
