@@ -335,7 +335,9 @@ class Worker:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
         )
-        self.variant, self.laps = variant, []
+        self.variant, self.laps, self.loaded_gb = variant, [], 0.0
+
+    def ready(self):
         self.loaded_gb = self.hear()["ready"]
 
     def hear(self):
@@ -361,10 +363,13 @@ def run(a, variants):
     workers = {}
     if "released" in variants:  # alone: it needs the memory
         workers["released"] = alone = Worker(a, "released")
+        alone.ready()
         alone.lap()
         alone.close()
     turns = [workers.setdefault(v, Worker(a, v)) for v in variants if v != "released"]
     try:
+        for worker in turns:  # they load side by side
+            worker.ready()
         for _ in range(a.laps + 1):
             for worker in turns:
                 worker.lap()

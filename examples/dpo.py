@@ -3,10 +3,10 @@
 usage: python examples/dpo.py [--data ../shared/data] [--model models/smollm2-135m-instruct]
                               [--beside models/gemma-3-270m] [--output runs/dpo] [--write]
 
-Trains a LoRA adapter by DPO on the short UltraFeedback pairs (one pass, batches of 2), then runs
-`calibrant collapse` on ARC-Easy test questions, cloze, and letter in cyclic orders, with the
-pre-trained base model of another family beside it. About 40 minutes of one core; a second call goes
-on where a first was stopped. --write puts the tables and figures into docs/results/dpo.md.
+Trains LoRA adapters by DPO on UltraFeedback pairs, one for every β, then runs `calibrant collapse`
+on ARC-Easy test questions, cloze, and letter in cyclic orders, with the pre-trained base model of
+another family beside it. Minutes on a GPU, hours of a CPU core; a second call goes on where a first
+was stopped. --write puts the tables and figures into docs/results/dpo.md.
 """
 
 import argparse
@@ -22,20 +22,21 @@ from calibrant.diagnosis.collapse import CollapseReport
 from calibrant.files import replace_block, write_text
 from calibrant.preferences import load_preferences
 from calibrant.report.collapse import collapse_table, letter_table
-from calibrant.report.tables import number
+from calibrant.report.tables import Table, number
 
 REPOSITORY = Path(__file__).parents[1]
+MICRO_BATCH = 4  # pairs of a forward pass
 PAGE = REPOSITORY / "docs/results/dpo.md"
 TITLES = {
     "cloze": "Cloze: what the models know",
     "letter": "Letters, in all cyclic orders of the options: which place each model takes",
 }
 # Prompt -> how many questions, and how else they are asked.
-ASKED = {"cloze": (300, []), "letter": (60, ["--permutations", "cyclic"])}
+ASKED = {"cloze": (1000, []), "letter": (300, ["--permutations", "cyclic"])}
 
 
-def train(model: str, data: Path, target: Path, arguments: argparse.Namespace) -> None:
-    """Train the adapter, and note what happened to the pairs, unless that is done."""
+def train(model: str, data: Path, target: Path, beta: float, arguments: argparse.Namespace) -> None:
+    """Train the adapter of one β, and note what happened to the pairs, unless that is done."""
     if (target / "training.json").exists():
         return
     from peft import LoraConfig
@@ -52,7 +53,7 @@ def train(model: str, data: Path, target: Path, arguments: argparse.Namespace) -
     pairs = load_preferences(data / "preferences/ultrafeedback_train.jsonl.gz")
     fresh = load_preferences(data / "preferences/ultrafeedback_validation.jsonl.gz")
     random.Random(arguments.seed).shuffle(pairs)
-    network, tokenizer = load_model(model)
+    network, tokenizer = load_model(model, dtype="float32")
     fresh = [
         q for q in encode_preferences(fresh, tokenizer) if q.longest <= arguments.max_tokens
     ]  # pairs that DPO does not see
@@ -62,12 +63,13 @@ def train(model: str, data: Path, target: Path, arguments: argparse.Namespace) -
         model=network,
         args=PreferenceConfig(
             output_dir=str(target.parent / "checkpoints"),
-            beta=arguments.beta,
+            beta=beta,
             learning_rate=arguments.learning_rate,
+            num_train_epochs=arguments.epochs,
             max_tokens=arguments.max_tokens,
-            per_device_train_batch_size=2,
-            gradient_accumulation_steps=1,
-            logging_steps=6,
+            per_device_train_batch_size=MICRO_BATCH,
+            gradient_accumulation_steps=arguments.batch // MICRO_BATCH,
+            logging_steps=0.1,
             save_strategy="no",
             seed=arguments.seed,
             use_cpu=network.device.type == "cpu",
@@ -89,21 +91,34 @@ def train(model: str, data: Path, target: Path, arguments: argparse.Namespace) -
         "fresh_margin_rose": float((margin > 0).mean()),
         "fresh_margin": float(margin.mean()),
         "fresh_chosen_change": float((after - before)[:, 0].mean()),
-        **{k: getattr(arguments, k) for k in ("beta", "learning_rate", "max_tokens", "seed")},
+        "beta": beta,
+        **{k: getattr(arguments, k) for k in ("batch", "learning_rate", "max_tokens", "seed")},
     }
     write_text(target / "training.json", json.dumps(told, indent=1) + "\n")
 
 
-def training_block(told: dict) -> str:
-    """Say what DPO did to the pairs themselves."""
+def training_block(found: list[dict]) -> str:
+    """Say what DPO did to the pairs themselves, a line for every β."""
+    told = found[0]
+    rows = tuple(
+        (
+            f"{t['beta']:g}",
+            number(t["losses"][0]),
+            number(t["losses"][-1]),
+            f"{100 * t['fresh_margin_rose']:.0f} %",
+            f"{t['fresh_margin']:+.2f}",
+            f"{t['fresh_chosen_change']:+.2f}",
+        )
+        for t in found
+    )
+    columns = ("β", "loss, first", "last", "preferred gained", "margin, nats", "preferred, nats")
     return (
-        f"{told['pairs']} pairs of at most {told['max_tokens']} tokens, {told['steps']} steps of 2 "
-        f"pairs, β = {told['beta']:g}, learning rate {told['learning_rate']:g}, LoRA of rank 16, "
-        f"seed {told['seed']}. The loss went from {number(told['losses'][0])} to "
-        f"{number(told['losses'][-1])} (ln 2 = .693 says nothing was learnt). On "
-        f"{told['fresh_pairs']} validation pairs the preferred answer gained on the other in "
-        f"{100 * told['fresh_margin_rose']:.0f} %, by {told['fresh_margin']:.2f} nats on average; "
-        f"its own log-probability changed by {told['fresh_chosen_change']:+.2f}."
+        f"{told['pairs']} pairs of at most {told['max_tokens']} tokens, {told['steps']} steps of "
+        f"{told['batch']} pairs, learning rate {told['learning_rate']:g}, LoRA of rank 16, seed "
+        f"{told['seed']}. ln 2 = .693 is the loss of one who has learnt nothing. The last three "
+        f"columns are of {told['fresh_pairs']} validation pairs that DPO did not see: how often "
+        "the preferred answer gained on the other, by how much on average, and what became of its "
+        "own log-probability.\n\n" + Table(columns, rows).to_markdown()
     )
 
 
@@ -122,7 +137,10 @@ def section(prompt: str, folder: Path, results: Path) -> str:
 def write(output: Path, page: Path) -> None:
     """Fill the page's blocks from the run folders there are."""
     text = page.read_text(encoding="utf-8")
-    told = json.loads((output / "dpo/training.json").read_text(encoding="utf-8"))
+    told = [
+        json.loads(file.read_text(encoding="utf-8")) for file in output.glob("dpo-*/training.json")
+    ]
+    told.sort(key=lambda t: -t["beta"])
     text = replace_block(text, "training", training_block(told))
     sections = [
         section(prompt, output / prompt, page.parent)
@@ -138,15 +156,19 @@ def main() -> int:
     parser.add_argument("--model", default="models/smollm2-135m-instruct")
     parser.add_argument("--beside", default="models/gemma-3-270m")
     parser.add_argument("--output", type=Path, default=Path("runs/dpo"))
-    parser.add_argument("--beta", type=float, default=0.1)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--max-tokens", type=int, default=192)
+    parser.add_argument("--beta", type=float, nargs="+", default=[0.3, 0.1, 0.03])
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--batch", type=int, default=16, help=f"a multiple of {MICRO_BATCH}")
+    parser.add_argument("--max-tokens", type=int, default=768)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="into docs/results/dpo.md")
     arguments = parser.parse_args()
-    adapter = arguments.output / "dpo"
-    train(arguments.model, arguments.data, adapter, arguments)
-    stages = ["--aligned", str(adapter)]
+    stages = []
+    for beta in arguments.beta:
+        adapter = arguments.output / f"dpo-{beta:g}"
+        train(arguments.model, arguments.data, adapter, beta, arguments)
+        stages += ["--aligned", str(adapter)]
     if Path(arguments.beside).is_dir():
         stages += ["--aligned", arguments.beside]
     for prompt, (limit, how) in ASKED.items():

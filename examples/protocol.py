@@ -35,6 +35,8 @@ IN = ("openbookqa/test", "medmcqa/validation", "mmlu/test")
 OUT = ("arc_challenge/test", "arc_easy/test")
 # Training questions by source, as in the paper; a smaller budget takes the same shares of each.
 SHARES = {"openbookqa/train": 2, "medmcqa/train_partial": 1, "mmlu/dev+val": 3}
+BEST = ("tempered-cft", "cft", "brier", "rcft")  # with three seeds
+OTHERS = ("label-smoothing", "sft", "focal", "entropy", "cogcalib", "rcft-released")
 PAIR_TOKENS = 384  # preference pairs whose prompt with its longer answer takes more are left out
 
 
@@ -45,7 +47,7 @@ class Setup:
     Attributes
     ----------
     labels : training questions of the full budget. test : questions of each test set, at most.
-    pairs : preference pairs scored after each method.
+    pairs : preference pairs scored after each method. batch : questions of a training step.
     """
 
     name: str
@@ -55,17 +57,20 @@ class Setup:
     labels: int
     test: int
     pairs: int
+    batch: int = 8
 
 
 SETUPS = {
     s.name: s
     for s in (
         Setup("smollm2", "SmolLM2-135M-Instruct, cloze", "smollm2-135m-instruct", "cloze",
-              3000, 500, 100),
+              3000, 2000, 100),
+        Setup("smollm2-all", "SmolLM2-135M-Instruct, cloze, batches of 32, every test question",
+              "smollm2-135m-instruct", "cloze", 3000, 10**6, 0, batch=32),
         Setup("qwen-0.5b", "Qwen2.5-Coder-0.5B-Instruct, letter", "qwen2.5-coder-0.5b-instruct",
-              "letter", 300, 120, 0),
+              "letter", 3000, 500, 0),
         Setup("qwen-0.5b-chat", "Qwen2.5-Coder-0.5B-Instruct, chat-letter",
-              "qwen2.5-coder-0.5b-instruct", "chat-letter", 300, 120, 0),
+              "qwen2.5-coder-0.5b-instruct", "chat-letter", 3000, 500, 0),
         Setup("qwen-1.5b", "Qwen2.5-Coder-1.5B-Instruct, letter", "qwen2.5-coder-1.5b-instruct",
               "letter", 300, 120, 0),
         Setup("qwen-1.5b-chat", "Qwen2.5-Coder-1.5B-Instruct, chat-letter",
@@ -92,18 +97,18 @@ class Unit:
 def units() -> Iterator[Unit]:
     """Give all units, the most useful first."""
     yield Unit("smollm2", BEFORE, 3000)
-    for method in ("tempered-cft", "cft", "brier", "rcft"):
+    for method in (*BEST, *OTHERS):
         yield Unit("smollm2", method, 3000)
-    yield Unit("qwen-0.5b", BEFORE, 300)
-    yield Unit("qwen-0.5b-chat", BEFORE, 300)
-    for method in ("label-smoothing", "sft", "focal", "entropy", "cogcalib", "rcft-released"):
-        yield Unit("smollm2", method, 3000)
-    for method in ("tempered-cft", "cft", "brier"):
-        yield from (Unit("smollm2", method, 3000, seed) for seed in (1, 2))
+    yield Unit("qwen-0.5b", BEFORE, 3000)
+    yield Unit("qwen-0.5b-chat", BEFORE, 3000)
+    for method in ("cft", "rcft", "brier", "tempered-cft"):
+        yield Unit("qwen-0.5b", method, 3000)
+    for seed in (1, 2):
+        yield from (Unit("smollm2", method, 3000, seed) for method in BEST)
     for method in ("tempered-cft", "cft"):
         yield from (Unit("smollm2", method, labels) for labels in (1000, 300, 100))
-    for method in ("cft", "rcft", "brier", "tempered-cft"):
-        yield Unit("qwen-0.5b", method, 300)
+    for method in (BEFORE, "cft", "rcft", "tempered-cft"):
+        yield Unit("smollm2-all", method, 3000)
     yield Unit("qwen-1.5b", BEFORE, 300)
     yield Unit("qwen-1.5b-chat", BEFORE, 300)
 
@@ -164,7 +169,7 @@ class Work:
         train = train_questions(unit.labels, tests, self.data)
         everything = Questions([q for part in tests.values() for q in part], "protocol-tests")
         sample = train.sample(250, SEED)
-        model, tokenizer = load_model(str(self.models / setup.model))
+        model, tokenizer = load_model(str(self.models / setup.model), dtype="float32")
         cost: dict[str, float] = {"labels": 0 if unit.method == BEFORE else len(train)}
         if unit.method != BEFORE:
             model, spent = self._train(model, tokenizer, train, unit, work)
@@ -191,6 +196,7 @@ class Work:
             "prompt": Prompt.of(setup.prompt).to_json(),
             "train_fingerprint": train.fingerprint,
             "tests_fingerprint": everything.fingerprint,
+            "device": device_name(model),
             "cost": cost,
             "versions": versions(),
         }
@@ -205,7 +211,7 @@ class Work:
         if not file.exists():
             settings = RestoreSettings(
                 model=setup.model, train=("-",), evaluate=("-",), methods=(unit.method,),
-                prompt=setup.prompt, seed=unit.seed,
+                prompt=setup.prompt, seed=unit.seed, batch_size=setup.batch,
             )  # fmt: skip
             recorder = recording_trainer(work / "online.jsonl")
             _, cost = fine_tune(
@@ -215,12 +221,10 @@ class Work:
             write_text(file, json.dumps(cost))
             from calibrant.scoring.models import load_model
 
-            model, _ = load_model(str(self.models / setup.model))
-        from peft import PeftModel
+            model, _ = load_model(str(self.models / setup.model), dtype="float32")
+        from calibrant.scoring.models import with_adapter
 
-        from calibrant.scoring.models import merged
-
-        trained = merged(PeftModel.from_pretrained(model, str(work / "adapter")).eval())
+        trained = with_adapter(model, str(work / "adapter"))
         return trained, json.loads(file.read_text(encoding="utf-8"))
 
     def _score(
@@ -230,11 +234,14 @@ class Work:
         from calibrant.scoring.local import score
 
         def ask(partial: Path) -> AnswerTable:
-            fresh, cpu = not partial.exists(), time.process_time()
+            fresh, cpu, wall = not partial.exists(), time.process_time(), time.monotonic()
             table = score(model, tokenizer, questions, prompt=setup.prompt, partial=partial)
             if fresh:  # else it is not known what the interrupted run took
-                seconds, tokens = time.process_time() - cpu, table.provenance["tokens"]
-                cost = {f"{name}_cpu_seconds": seconds, f"{name}_tokens": tokens}
+                cost = {
+                    f"{name}_seconds": time.monotonic() - wall,
+                    f"{name}_cpu_seconds": time.process_time() - cpu,
+                    f"{name}_tokens": table.provenance["tokens"],
+                }
                 write_text(work / f"cost-{name}.json", json.dumps(cost))
             return table
 
@@ -259,6 +266,14 @@ class Work:
             for q, (c, r) in zip(encoded, scores.tolist(), strict=True)
         ]  # fmt: skip
         write_text(work / "pairs.json", json.dumps(rows) + "\n")
+
+
+def device_name(model: Any) -> str:
+    """Name of what a model runs on, as its maker has it for a GPU."""
+    import torch
+
+    kind = str(model.device.type)
+    return torch.cuda.get_device_name() if kind == "cuda" else kind
 
 
 def recording_trainer(file: Path) -> type:
