@@ -1,4 +1,9 @@
-"""Things made for the tests: questions of nonsense words, tiny random models, sizes."""
+"""Things made for the tests: questions of nonsense words, tiny random models, sizes, children."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 # Sizes of a story of the laboratory that takes every step, too small to show anything.
 TINY_LAB = {
@@ -161,3 +166,18 @@ def restore_arguments(world, output, *more):
         "--prompt", "cloze", "--lora-rank", "4", "--batch-size", "4",
         "--learning-rate", "0.01", "--device", "cpu", "--output-dir", str(output), *more,
     ]  # fmt: skip
+
+
+def run_script(path, *arguments, processes=None, timeout=500):
+    """Run a script, under torchrun if processes are given; it finds these helpers and ends well."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    found = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, *(torchrun if processes else []), path, *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(found)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
+    return done

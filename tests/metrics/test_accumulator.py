@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import pytest
 
 from calibrant.errors import InputError
 from calibrant.metrics import BinTable, BinTableAccumulator, bin_table, bin_table_from_confidence
+from helpers import run_script
 
 
 def test_more_than_two_to_the_24_rows_in_a_bin_count_right():
@@ -121,19 +119,7 @@ def test_two_gloo_processes_get_the_table_of_all_rows(crossing, tmp_path):
     p = p.astype(np.float32)
     np.savez(tmp_path / "data.npz", p=p, y=y)
     script = Path(__file__).with_name("_two_ranks.py")
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *(str(script), str(tmp_path / "data.npz"), str(tmp_path / "out.json")),
-    ]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(script, tmp_path / "data.npz", tmp_path / "out.json", processes=2)
     tables = [BinTable.from_dict(t) for t in json.loads((tmp_path / "out.json").read_text())]
     whole = bin_table(p, y, n_bins=15)
     classwise = bin_table(p, y, n_bins=15, classwise=True)

@@ -7,8 +7,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -33,7 +31,7 @@ from calibrant.scoring.local import (
 )
 from calibrant.scoring.processes import Processes
 from calibrant.scoring.tokens import Tokens
-from helpers import make_model, make_questions
+from helpers import make_model, make_questions, run_script
 
 # -- the journal ----------------------------------------------------------------------------------
 
@@ -226,12 +224,7 @@ def test_two_processes_go_on_with_the_run_of_one_and_make_its_table(world, one_t
     begun = Journal(partial).begin(Journal(partial).plan)
 
     script = Path(__file__).with_name("_two_processes.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         script, tmp_path / "copy", *world, "--output-dir", two],
-        capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_script(script, tmp_path / "copy", *world, "--output-dir", two, processes=2)
     assert (two / "answers.parquet").read_bytes() == (one / "answers.parquet").read_bytes()
     assert done.stdout.count("Written to") == 1, "only the first process reports"
     assert done.stderr.count("2 processes share the questions") == 1

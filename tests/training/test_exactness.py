@@ -1,8 +1,5 @@
 """The same training, however it is run: accumulation, processes, shards, checkpointing."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +9,7 @@ from _runs import RUNS, by_hand, trained
 
 from calibrant.errors import InputError
 from calibrant.training import CalibrationConfig, CalibrationTrainer
-from helpers import make_model, make_questions
+from helpers import make_model, make_questions, run_script
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +17,7 @@ def together(tokenizer, tmp_path_factory):
     """What each of two processes makes of the runs; one launch for all tests."""
     folder = tmp_path_factory.mktemp("two")
     tokenizer.save_pretrained(folder)
-    here = Path(__file__).parent
-    paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         str(here / "_trained_by_two.py"), str(folder)],
-        capture_output=True, text=True, timeout=500,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-5000:]
+    run_script(Path(__file__).with_name("_trained_by_two.py"), folder, processes=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 

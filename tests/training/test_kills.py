@@ -1,15 +1,13 @@
 """Killed with SIGKILL and resumed, a run ends as an undisturbed one, bit for bit."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from calibrant.answers import AnswerTable
-from helpers import make_model, make_questions, write_questions
+from helpers import make_model, make_questions, run_script, write_questions
 
 
 @pytest.fixture
@@ -22,13 +20,8 @@ def folder(tmp_path, tokenizer):
 
 
 def killed(kind, folder, seed):
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("killed.py")), kind, str(folder), str(seed)],
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    script = Path(__file__).with_name("killed.py")
+    done = run_script(script, kind, folder, seed, timeout=1200)
     return json.loads(done.stdout.splitlines()[-1])
 
 

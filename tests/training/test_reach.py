@@ -1,9 +1,6 @@
 """Adapters, 4 bits, every weight; activations made again; configurations of accelerate."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +17,7 @@ from calibrant.answers import AnswerTable
 from calibrant.cli import run
 from calibrant.scoring.models import load_model
 from calibrant.training import CalibrationConfig, CalibrationTrainer
-from helpers import make_model, make_questions, restore_arguments
+from helpers import make_model, make_questions, restore_arguments, run_script
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -219,18 +216,12 @@ def test_a_recipe_trains_the_same_adapter_on_two_processes_as_on_one(world, tmp_
         "lora-rank": 4,
     }
     recipe.write_text(yaml.safe_dump(content))
-    script = str(RECIPES.parent / "examples" / "train.py")
+    script = RECIPES.parent / "examples" / "train.py"
     weights = []
     for n in (1, 2):
         output = tmp_path / str(n)
-        done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone",
-             "--nproc_per_node", str(n), script, str(recipe), "--output", str(output),
-             "--learning-rate", "1e-3"],
-            capture_output=True, text=True, timeout=500,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-5000:]
+        arguments = (recipe, "--output", output, "--learning-rate", 1e-3)
+        done = run_script(script, *arguments, processes=n)
         assert f"60 questions, {n} process" in done.stdout
         weights.append(load_file(output / "trained" / "adapter_model.safetensors"))
     assert any(value.abs().max() > 0 for name, value in weights[0].items() if "lora_B" in name)
