@@ -174,6 +174,7 @@ def main() -> int:
     for prompt, (limit, how) in ASKED.items():
         code = run(
             ["collapse", "--base", arguments.model, *stages, "--prompt", prompt, *how,
+             "--dtype", "float32",
              "--questions", str(arguments.data / "arc_easy/test.jsonl.gz"),
              "--limit", str(limit), "--output-dir", str(arguments.output / prompt)]
         )  # fmt: skip
