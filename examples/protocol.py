@@ -72,9 +72,9 @@ SETUPS = {
         Setup("qwen-0.5b-chat", "Qwen2.5-Coder-0.5B-Instruct, chat-letter",
               "qwen2.5-coder-0.5b-instruct", "chat-letter", 3000, 500, 0),
         Setup("qwen-1.5b", "Qwen2.5-Coder-1.5B-Instruct, letter", "qwen2.5-coder-1.5b-instruct",
-              "letter", 300, 120, 0),
+              "letter", 150, 70, 0),
         Setup("qwen-1.5b-chat", "Qwen2.5-Coder-1.5B-Instruct, chat-letter",
-              "qwen2.5-coder-1.5b-instruct", "chat-letter", 300, 120, 0),
+              "qwen2.5-coder-1.5b-instruct", "chat-letter", 150, 70, 0),
     )
 }  # fmt: skip
 
@@ -109,8 +109,8 @@ def units() -> Iterator[Unit]:
         yield from (Unit("smollm2", method, labels) for labels in (1000, 300, 100))
     for method in (BEFORE, "cft", "rcft", "tempered-cft"):
         yield Unit("smollm2-all", method, 3000)
-    yield Unit("qwen-1.5b", BEFORE, 300)
-    yield Unit("qwen-1.5b-chat", BEFORE, 300)
+    yield Unit("qwen-1.5b", BEFORE, 150)
+    yield Unit("qwen-1.5b-chat", BEFORE, 150)
 
 
 # -- questions ----------------------------------------------------------------------------------
