@@ -190,19 +190,20 @@ def sets_table(found: Found) -> Table:
 
 
 def cost_rows(found: Found) -> Table:
-    """What each method took, in CPU seconds of one thread where others ran beside it."""
+    """What each method took: by the clock on a GPU, in seconds of one thread on a CPU."""
     rows = [
-        (run, f"{found.setup.labels:,}", f"{seconds:.2g}", "–", "–")
+        (run, "cpu", f"{found.setup.labels:,}", f"{seconds:.2g}", "–", "–")
         for run, seconds in found.seconds.items()
     ]
     for u, content in found.kept.items():
-        cost = content["cost"]
-        trained = cost.get("training_cpu_seconds")
-        scored = cost.get("tests_cpu_seconds")
+        cost, device = content["cost"], content.get("device", "cpu")
+        kind = "cpu_seconds" if device == "cpu" else "seconds"
+        trained, scored = cost.get(f"training_{kind}"), cost.get(f"tests_{kind}")
         rate = None if scored is None else cost["tests_tokens"] / scored
         rows.append(
             (
                 f"{u.method}, {u.labels:,} labels, seed {u.seed}",
+                device,
                 f"{cost['labels']:,}",
                 "–" if trained is None else f"{trained:,.0f}",
                 number(rate, 0),
@@ -210,9 +211,12 @@ def cost_rows(found: Found) -> Table:
             )
         )
     return Table(
-        ("run", "labels", "fit, CPU s", "tokens scored a CPU s",
-         "peak GB of the process, earlier units included"), tuple(rows),
-        title="Cost, one thread",
+        ("run", "on", "labels", "fit, s", "tokens scored a second", "peak GB"), tuple(rows),
+        title="Cost",
+        notes=(
+            "On a CPU: processor seconds of one thread. On the GPU: by the clock, while about "
+            "twelve of these units took turns on it; none was timed alone.",
+        ),
     )  # fmt: skip
 
 
@@ -302,7 +306,9 @@ def write_page(results: Path) -> None:
         "val in the shares 2 : 1 : 3, questions that occur in a test set left out; one epoch, LoRA "
         "of rank 32, learning rate 3e-4, batches of 8. Tested in domain on OpenBookQA test, "
         "MedMCQA validation and MMLU test, out of domain on ARC-Challenge and ARC-Easy test, a "
-        f"seeded sample of each. Intervals are 95 % over questions, one training run. {listed}.",
+        f"seeded sample of each. Intervals are 95 % over questions, one training run. {listed}; a "
+        "unit's own versions are in its unit.json. Those of the H200 ran under PyTorch 2.11, given "
+        "2.13's `linear_cross_entropy`.",
         "",
         f"**Done: {len(done)} of {len(done) + len(missing)} units.** "
         + (f"Not run yet: {', '.join(missing)}." if missing else "Nothing is missing."),

@@ -121,7 +121,7 @@ class RestoreSettings:
     push_to_hub: str | None = None
     strength: float | None = None
     ece_weight: float = 1.0
-    question_weight: float = 1.0
+    question_weight: float | None = None
     target: str = "tempered"
     calibration_fraction: float = 0.2
     tolerance: float = 0.03

@@ -10,6 +10,7 @@ from peft import LoraConfig
 
 from calibrant.errors import InputError
 from calibrant.posthoc import TemperatureScaling
+from calibrant.prompts import encode
 from calibrant.questions import Questions
 from calibrant.scoring.batch import option_scores
 from calibrant.scoring.local import score
@@ -333,6 +334,34 @@ def test_a_strong_regulariser_pulls_confidence_to_held_out_accuracy(make_trainer
         confidence[method] = trainer.score(held_out).confidence.mean()
     assert confidence["cft"] > 0.6
     assert confidence["rcft"] < 0.45
+
+
+@pytest.mark.parametrize(("method", "default"), [("sft", 1), ("rcft", 1), ("cft", 0), ("brier", 0)])
+def test_question_tokens_are_learnt_by_default_only_where_the_loss_has_them(method, default):
+    assert CalibrationConfig(output_dir="out", method=method).question_weight == default
+    assert CalibrationConfig(method=method, question_weight=0.5).question_weight == 0.5
+
+
+@pytest.mark.parametrize("method", ["cft", "brier", "tempered-cft"])
+def test_any_method_can_keep_the_questions_own_tokens(make_trainer, tokenizer, method):
+    """Their likelihood is that of plain transformers."""
+    questions = make_questions(24)
+
+    def question_nll(model):
+        texts = [encode([q], tokenizer, "cloze")[0].prefix for q in questions]
+        rows = [torch.tensor([text]) for text in texts]
+        with torch.no_grad():
+            return np.mean([model(row, labels=row).loss.item() for row in rows])
+
+    after = {}
+    for weight in (None, 1.0):
+        trainer = make_trainer(
+            method=method, prompt="cloze", question_weight=weight, max_steps=60, learning_rate=5e-3,
+            temperature=1.5 if method == "tempered-cft" else None, anchor_weight=0.0,
+        )  # fmt: skip
+        trainer.train()
+        after[weight] = question_nll(trainer.model)
+    assert after[1.0] < after[None] - 1
 
 
 @pytest.mark.parametrize("method", ["cft", "rcft"])

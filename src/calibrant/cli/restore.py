@@ -131,9 +131,8 @@ from calibrant.training import METHODS as FINE_TUNING
 @click.option("--ece-weight", default=1.0, show_default=True, help="λ of rcft.")
 @click.option(
     "--question-weight",
-    default=1.0,
-    show_default=True,
-    help="Weight of the question's own tokens in rcft.",
+    type=click.FloatRange(0),
+    help="Weight of the question's own tokens, under any method.  [default: 1 for sft and rcft]",
 )
 @click.option(
     "--target",

@@ -18,6 +18,9 @@ EVALUATED = {"accuracy": True, "conf_ece": False, "nll": False, "brier": False}
 # What `strength` is to each method, and its default.
 STRENGTHS = {"label-smoothing": 0.1, "entropy": 0.1, "focal": 2.0, "brier": 1.0, "cogcalib": 1.0}
 
+# Weight of the question's own tokens, where it is not 0.
+QUESTION_WEIGHTS = {"sft": 1.0, "rcft": 1.0, "rcft-released": 1.0}
+
 
 @dataclass
 class CalibrationConfig(TrainingArguments):
@@ -56,7 +59,10 @@ class CalibrationConfig(TrainingArguments):
     answer_loss : "options", cross-entropy over the question's options; "vocabulary", the answer's
         full-vocabulary negative log-likelihood; "auto", vocabulary for letters, labels and for
         sft, options for cloze.
-    question_weight : weight of the question tokens' loss (sft, rcft); 0 turns L_SFT2 into L_SFT1.
+    question_weight : weight of the mean negative log-likelihood of the question's own tokens, which
+        any method can have: it keeps the model a language model, where a loss over options alone
+        lets go of it (`docs/rcft.md`). None is 1 for sft, rcft and rcft-released (0 turns their
+        L_SFT2 into L_SFT1), and 0 for the others.
     ece_weight : λ of the regulariser (rcft).
     target : "tempered" (corrected, keeps the order for any K) or "tanh" (as published).
     calibration_fraction : share of the training questions set aside for the E-step when the
@@ -94,7 +100,7 @@ class CalibrationConfig(TrainingArguments):
     temperature: float | None = None
     anchor_weight: float = 0.3
     answer_loss: str = "auto"
-    question_weight: float = 1.0
+    question_weight: float | None = None
     ece_weight: float = 1.0
     target: str = "tempered"
     calibration_fraction: float = 0.2
@@ -129,6 +135,8 @@ class CalibrationConfig(TrainingArguments):
             self.e_step_data, self.e_steps_per_epoch, self.target = "training", 0, "tanh"
         if self.strength is None:
             self.strength = STRENGTHS.get(self.method, 0.0)
+        if self.question_weight is None:
+            self.question_weight = QUESTION_WEIGHTS.get(self.method, 0.0)
         for name, allowed in (
             ("method", METHODS),
             ("answer_loss", ("auto", "options", "vocabulary")),
@@ -196,8 +204,3 @@ class CalibrationConfig(TrainingArguments):
     def regularised(self) -> bool:
         """Whether the method has an E-step."""
         return self.method in ("rcft", "rcft-released")
-
-    @property
-    def trains_on_questions(self) -> bool:
-        """Whether the question's own tokens are part of the loss."""
-        return self.method in ("sft", "rcft", "rcft-released") and self.question_weight > 0

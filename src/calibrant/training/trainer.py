@@ -177,7 +177,7 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
             encoded=encoded,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            question_weight=args.question_weight if args.trains_on_questions else 0.0,
+            question_weight=args.question_weight or 0.0,
             peft_config=peft_config,
             **kwargs,
         )
