@@ -60,7 +60,7 @@ protocol: $(VENV)/.ready $(MODEL)
 	$(BIN)/python examples/protocol.py --data $(DATA)
 	$(BIN)/python examples/protocol.py --write
 
-## dpo     docs/results/dpo.md: what further DPO does to the real model, forty minutes of one core
+## dpo     docs/results/dpo.md: what further DPO does to the real model, an hour of one core
 dpo: $(VENV)/.ready $(MODEL)
 	$(BIN)/python examples/dpo.py --data $(DATA) --model $(MODEL) --write
 
