@@ -37,6 +37,8 @@ OUT = ("arc_challenge/test", "arc_easy/test")
 SHARES = {"openbookqa/train": 2, "medmcqa/train_partial": 1, "mmlu/dev+val": 3}
 BEST = ("tempered-cft", "cft", "brier", "rcft")  # with three seeds
 OTHERS = ("label-smoothing", "sft", "focal", "entropy", "cogcalib", "rcft-released")
+# Tempered CFT as restore runs it; "tempered-cft" is here without the question's own tokens.
+QUESTIONS = "tempered-cft-questions"
 PAIR_TOKENS = 384  # preference pairs whose prompt with its longer answer takes more are left out
 
 
@@ -107,6 +109,7 @@ def units() -> Iterator[Unit]:
         yield from (Unit("smollm2", method, 3000, seed) for method in BEST)
     for method in ("tempered-cft", "cft"):
         yield from (Unit("smollm2", method, labels) for labels in (1000, 300, 100))
+    yield Unit("smollm2", QUESTIONS, 1000)
     for method in (BEFORE, "cft", "rcft", "tempered-cft"):
         yield Unit("smollm2-all", method, 3000)
     yield Unit("qwen-1.5b", BEFORE, 150)
@@ -209,13 +212,15 @@ class Work:
 
         setup, file = SETUPS[unit.setup], work / "trained.json"
         if not file.exists():
+            method = "tempered-cft" if unit.method == QUESTIONS else unit.method
             settings = RestoreSettings(
-                model=setup.model, train=("-",), evaluate=("-",), methods=(unit.method,),
+                model=setup.model, train=("-",), evaluate=("-",), methods=(method,),
                 prompt=setup.prompt, seed=unit.seed, batch_size=setup.batch,
+                question_weight=0.0 if unit.method == "tempered-cft" else None,
             )  # fmt: skip
             recorder = recording_trainer(work / "online.jsonl")
             _, cost = fine_tune(
-                model, tokenizer, train, unit.method, settings, work, trainer_class=recorder
+                model, tokenizer, train, method, settings, work, trainer_class=recorder
             )
             write_text(work / "online.json", online_scores(work / "online.jsonl"))
             write_text(file, json.dumps(cost))

@@ -86,8 +86,8 @@ def ways(study: str) -> list[Way]:
         return _ablation()
     epochs = {"num_train_epochs": 3 if study == "few" else 2}
     stopped = {"num_train_epochs": 5} if study == "few" else epochs
-    tempered = CFT | epochs | {"method": "tempered-cft"}
-    answers = {"question_weight": 0.0}
+    answers = {"question_weight": 0.0}  # the questions of a world are all alike
+    tempered = CFT | epochs | {"method": "tempered-cft"} | answers
     return [
         Way("aligned", "aligned model", checkpoint=ALIGNED, temperature=False),
         Way("temperature", "temperature scaling", checkpoint=ALIGNED, labels="all"),

@@ -531,6 +531,11 @@ class _Work:
             model, tokenizer = self.base()
             self._base = None  # training changes the weights
             self.say(f"{step}: training on {len(questions):,} questions")
+            if _over_options_alone(method, self.settings):
+                self.say(
+                    f"{step}: its loss is over options alone, which can cost the model its "
+                    "language (docs/rcft.md); --question-weight 1 keeps it"
+                )
             model, cost = fine_tune(model, tokenizer, questions, method, self.settings, target)
             self._note_cost(step, labels=len(questions), **cost)
         shutil.rmtree(target / "checkpoints", ignore_errors=True)
@@ -646,6 +651,16 @@ class _Work:
         path = self.folder / method
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "cost.json", json.dumps(cost, indent=2) + "\n")
+
+
+def _over_options_alone(method: str, settings: RestoreSettings) -> bool:
+    """Whether nothing but the options' scores relative to one another is trained on."""
+    from calibrant.training.config import QUESTION_WEIGHTS
+
+    weight = settings.question_weight
+    if weight is None:
+        weight = QUESTION_WEIGHTS.get(method, 0.0)
+    return weight == 0 and method != "sft" and not Prompt.of(settings.prompt).has_option_mass
 
 
 def fine_tune(

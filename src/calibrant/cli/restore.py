@@ -132,7 +132,8 @@ from calibrant.training import METHODS as FINE_TUNING
 @click.option(
     "--question-weight",
     type=click.FloatRange(0),
-    help="Weight of the question's own tokens, under any method.  [default: 1 for sft and rcft]",
+    help="Weight of the question's own tokens, which keep the model a language model.  [default: 1 "
+    "for sft, rcft and tempered-cft, 0 for the others]",
 )
 @click.option(
     "--target",

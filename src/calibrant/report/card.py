@@ -37,7 +37,8 @@ _ABOUT = {
     "rcft": "RCFT: fine-tuning on question and answer with an EM-based calibration term, its "
     "targets estimated on held-out questions.",
     "tempered-cft": "Tempered CFT: the answer's cross-entropy on labelled questions, the option "
-    "scores divided by one temperature that was fitted before the training.",
+    "scores divided by one temperature that was fitted before the training, and the question's own "
+    "tokens.",
     "temperature": "Temperature scaling: one number divides the log-probabilities, chosen for the "
     "least negative log-likelihood. Predictions stay as they were.",
 }

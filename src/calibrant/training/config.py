@@ -19,7 +19,7 @@ EVALUATED = {"accuracy": True, "conf_ece": False, "nll": False, "brier": False}
 STRENGTHS = {"label-smoothing": 0.1, "entropy": 0.1, "focal": 2.0, "brier": 1.0, "cogcalib": 1.0}
 
 # Weight of the question's own tokens, where it is not 0.
-QUESTION_WEIGHTS = {"sft": 1.0, "rcft": 1.0, "rcft-released": 1.0}
+QUESTION_WEIGHTS = {"sft": 1.0, "rcft": 1.0, "rcft-released": 1.0, "tempered-cft": 1.0}
 
 
 @dataclass
@@ -32,7 +32,7 @@ class CalibrationConfig(TrainingArguments):
     * ``tempered-cft``: L_SFT1 of the scores divided by a temperature that was fitted before the
       training, and belongs to the trained model; plus ``anchor_weight · KL(t ‖ p̂)``, t the
       tempered probabilities of the model as it came. The loss of an unlabelled question is
-      ``KL(t ‖ p̂)``;
+      ``KL(t ‖ p̂)``. Both add ``question_weight`` times the question tokens' loss, as ``sft``;
     * ``sft``: ``L_SFT2``, the answer's full-vocabulary loss plus ``question_weight`` times the mean
       negative log-likelihood of the question's own tokens;
     * ``rcft``: ``L_SFT2 + ece_weight · ‖p̂_i − q_i‖²``, q_i the E-step's target;
@@ -62,7 +62,7 @@ class CalibrationConfig(TrainingArguments):
     question_weight : weight of the mean negative log-likelihood of the question's own tokens, which
         any method can have: it keeps the model a language model, where a loss over options alone
         lets go of it (`docs/rcft.md`). None is 1 for sft, rcft and rcft-released (0 turns their
-        L_SFT2 into L_SFT1), and 0 for the others.
+        L_SFT2 into L_SFT1) and for tempered-cft, and 0 for the others.
     ece_weight : λ of the regulariser (rcft).
     target : "tempered" (corrected, keeps the order for any K) or "tanh" (as published).
     calibration_fraction : share of the training questions set aside for the E-step when the
