@@ -58,6 +58,7 @@ def test_tempered_target_is_a_temperature():
         ([[1.0, 0.0, -torch.inf]], 0.7, [0.7, 0.3, 0.0]),  # padding stays out
         ([[1e4, 0.0, -1e4]], 0.6, [0.6, 0.2745, 0.1255]),  # 1 + x + x² = 1 / .6, x = .4574
         ([[1e-6, 0.0]], 0.9, [0.9, 0.1]),
+        ([[0.0, -1.0, -1e30]], 0.4, [0.4, 0.4, 0.2]),  # a gap of 1e30 beside one of 1
     ],
 )
 def test_tempered_target_at_the_edges(scores, top, expected):

@@ -24,9 +24,13 @@ class ScalingBinning(Calibrator):
     measured without bias, and as means of g, not of labels, they vary little. All three steps use
     the same questions, as the authors' code does. logit(c) is clipped at 1 − c = 1e-12, as there.
 
-    What is kept: the prediction, hence accuracy; the ratios among the other options; ties. Where
-    the bin's value is below what the runner-up would get, the prediction stays just ahead of it
-    instead. Confidences in one bin become indistinguishable, which can lower AUROC.
+    The other options share the rest in their old ratios, or, where the runner-up would then get
+    more than the prediction, the question gets a temperature of its own at which its confidence is
+    the bin's value.
+
+    What is kept: the prediction, hence accuracy; the order of the options; ties; where the bin's
+    value is high enough, the ratios among the other options. Confidence stays just above 1/K where
+    the value is not. Confidences in one bin become indistinguishable, which can lower AUROC.
 
     Parameters
     ----------

@@ -18,12 +18,13 @@ class IsotonicCalibration(Calibrator):
     ``g = argmin_{g rising} Σ_i (correct_i − g(c_i))²`` by pooling adjacent violators, linear
     between the fitted confidences and constant beyond them. Values are kept within
     ``[1/(N+2), (N+1)/(N+2)]``: otherwise a run of right answers would give the other options
-    probability 0. The prediction gets g(c), the other options share the rest in their old ratios.
+    probability 0. The prediction gets g(c), the other options share the rest in their old ratios,
+    or, where the runner-up would then get more, the question gets a temperature of its own at which
+    its confidence is g(c).
 
-    What is kept: the prediction, hence accuracy; the ratios among the other options; ties. Where
-    g(c) is below what the runner-up would get, the prediction stays just ahead of it instead: with
-    two options confidence never falls below 1/2. Confidences that g maps to one value become
-    indistinguishable, which can lower AUROC.
+    What is kept: the prediction, hence accuracy; the order of the options; ties; where g(c) is high
+    enough, the ratios among the other options. Confidence stays just above 1/K where g(c) is not.
+    Confidences that g maps to one value become indistinguishable, which can lower AUROC.
 
     Attributes
     ----------

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from calibrant.metrics import bin_table_from_confidence
+from calibrant.posthoc._confidence import sharpness
 
 
 @dataclass
@@ -100,7 +101,7 @@ def tempered_target(
 
     ``q_i = softmax(β_i · scores_i)`` with β_i ≥ 0 such that ``max_k q_ik = τ_i``, where ``τ_i`` is
     ``top_i`` clipped to ``[1/K + margin, 1/m − margin]`` for m options tied at the top (only m = 1
-    can approach 1). Solved by bisection on the gap-scaled β; no gradient.
+    can approach 1). No gradient.
 
     Parameters
     ----------
@@ -117,31 +118,13 @@ def tempered_target(
     >>> [round(v, 3) for v in q[0].tolist()]
     [0.5, 0.309, 0.191]
     """
-    with torch.no_grad():
-        z = scores.detach().cpu().double()  # a few numbers; not every device has float64
-        top = top.cpu()
-        option = torch.isfinite(z)
-        best = z.max(dim=1, keepdim=True).values
-        gap = (best - z).masked_fill(~option, torch.inf)  # (Q, K) ≥ 0
-        tied = (gap == 0).sum(dim=1)
-        k = option.sum(dim=1)
-        flat = tied == k  # all options tie: nothing but the uniform vector keeps the order
-        low, high = 1 / k + margin, 1 / tied - margin
-        tau = top.double().clamp(min=low).clamp(max=torch.maximum(high, low))
-        # Σ_k exp(−β gap_k) falls from K at β = 0 to m: find where it is 1/τ.
-        second = gap.masked_fill(gap == 0, torch.inf).min(dim=1).values
-        second = torch.where(torch.isfinite(second), second, torch.ones_like(second))
-        unit = (gap / second[:, None]).masked_fill(~option, torch.inf)
-        lower, upper = torch.zeros_like(tau), torch.full_like(tau, 64.0)
-        for _ in range(60):
-            middle = (lower + upper) / 2
-            total = torch.exp(-middle[:, None] * unit).masked_fill(~option, 0.0).sum(dim=1)
-            too_flat = total > 1 / tau
-            lower = torch.where(too_flat, middle, lower)
-            upper = torch.where(too_flat, upper, middle)
-        weight = torch.exp(-upper[:, None] * unit).masked_fill(~option, 0.0)
-        weight = torch.where(flat[:, None] & option, torch.ones_like(weight), weight)
-        return (weight / weight.sum(dim=1, keepdim=True)).float().to(scores.device)
+    z = scores.detach().cpu().double()  # a few numbers; not every device has float64
+    gap = z.max(dim=1, keepdim=True).values - z  # (Q, K) ≥ 0, inf for padding
+    low = 1 / torch.isfinite(gap).sum(dim=1) + margin
+    high = 1 / (gap == 0).sum(dim=1) - margin
+    tau = top.detach().cpu().double().clamp(min=low).clamp(max=torch.maximum(high, low))
+    beta = torch.from_numpy(sharpness(gap.numpy(), tau.numpy()))
+    return torch.softmax(-beta[:, None] * gap, dim=1).float().to(scores.device)
 
 
 def tanh_target(
