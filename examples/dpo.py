@@ -19,7 +19,7 @@ import numpy as np
 
 from calibrant.cli import run
 from calibrant.diagnosis.collapse import CollapseReport
-from calibrant.files import replace_block, write_text
+from calibrant.files import replace_block, write_json, write_text
 from calibrant.preferences import load_preferences
 from calibrant.report.collapse import collapse_table, letter_table
 from calibrant.report.tables import Table, number
@@ -94,7 +94,7 @@ def train(model: str, data: Path, target: Path, beta: float, arguments: argparse
         "beta": beta,
         **{k: getattr(arguments, k) for k in ("batch", "learning_rate", "max_tokens", "seed")},
     }
-    write_text(target / "training.json", json.dumps(told, indent=1) + "\n")
+    write_json(target / "training.json", told)
 
 
 def training_block(found: list[dict]) -> str:

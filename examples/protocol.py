@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from calibrant.answers import AnswerTable
-from calibrant.files import replacing, write_text
+from calibrant.files import replacing, write_json, write_text
 from calibrant.prompts import Prompt
 from calibrant.questions import Questions, drop_overlap, load_questions
 
@@ -203,7 +203,7 @@ class Work:
             "cost": cost,
             "versions": versions(),
         }
-        write_text(kept / "unit.json", json.dumps(content, indent=1) + "\n")
+        write_json(kept / "unit.json", content)
 
     def _train(
         self, model: Any, tokenizer: Any, train: Questions, unit: Unit, work: Path
@@ -223,7 +223,7 @@ class Work:
                 model, tokenizer, train, method, settings, work, trainer_class=recorder
             )
             write_text(work / "online.json", online_scores(work / "online.jsonl"))
-            write_text(file, json.dumps(cost))
+            write_json(file, cost)
             from calibrant.scoring.models import load_model
 
             model, _ = load_model(str(self.models / setup.model), dtype="float32")
@@ -247,7 +247,7 @@ class Work:
                     f"{name}_cpu_seconds": time.process_time() - cpu,
                     f"{name}_tokens": table.provenance["tokens"],
                 }
-                write_text(work / f"cost-{name}.json", json.dumps(cost))
+                write_json(work / f"cost-{name}.json", cost)
             return table
 
         answers_at(work / f"{name}.parquet", ask)

@@ -67,6 +67,11 @@ def scaling(**changes):
     good = {"kind": "temperature", "format_version": 1, "temperature": 2.0, "n_questions": 9}
     return json.dumps(good | changes)
 
+# A line of text that would be 9 ** 9 words.
+LAUGHS = "limit: [&a [x,x,x,x,x,x,x,x,x]" + "".join(
+    f", &{name} [{', '.join(['*' + chr(ord(name) - 1)] * 9)}]" for name in "bcdefghi"
+) + "]"
+
 # The second line of q.jsonl; its message after "q.jsonl: line 2: ".
 ROWS = [
     ('{"question": "x"', 'invalid JSON at character 16'),
@@ -322,7 +327,7 @@ TABLES = [
     ('evaluate --answers t.csv', {'t.csv': b'label,p_0,p_1\n\xff,.5,.5\n'},
      't.csv: cannot be read'),
     ('evaluate --answers t.csv.gz', {'t.csv.gz': 'label,p_0,p_1\n0,.5,.5\n'},
-     't.csv.gz: cannot be read'),
+     't.csv.gz: damaged or truncated gzip'),
     ('evaluate --answers t.parquet', {'t.parquet': 'no'}, 't.parquet: cannot be read as Parquet'),
     ('evaluate --answers none.parquet', {},
      'none.parquet: no such file or folder; expected a run folder, a file of answers, or '
@@ -423,6 +428,11 @@ LOGS = [
     (log(filtered_resps=[['x', 'x'], ['-1', 'x']]),
      'line 1: arguments and filtered_resps are not those of a multiple-choice task'),
     (log(filter='strict'), "holds only the filter(s) strict; expected rows of the filter 'none'"),
+    (log(acc=10**400), 'line 1: acc 1000000000'),
+    (log(acc=float("nan")), 'line 1: acc nan, expected a number from 0 to 1'),
+    (log(doc_id="\ud800"), "line 1: doc_id '\\ud800', expected a number"),
+    (log(filtered_resps=[[10**400, 'x'], ['-1', 'x']]),
+     'line 1: arguments and filtered_resps are not those of a multiple-choice task'),
     (log(acc=0.0),
      "line 1: target '1', read as an index, does not give the logged metrics {'acc': "
      "0.0}; expected a task with one right option and lm-eval's own metrics"),
@@ -491,7 +501,7 @@ USAGE = [
      "Invalid value for '--lm-eval-metric': 'f1' is not one of 'acc', 'acc_norm', "
      "'acc_bytes', 'acc_mutual_info'."),
     ('evaluate MODEL --questions q.jsonl --seed x',
-     "Invalid value for '--seed': 'x' is not a valid integer."),
+     "Invalid value for '--seed': 'x' is not a valid integer range."),
     ('evaluate MODEL --questions q.jsonl --gguf-file',
      "Option '--gguf-file' requires an argument."),
     ('collapse --base a', "Missing option '--aligned'."),
@@ -518,6 +528,21 @@ USAGE = [
      "Invalid value for '--max-risk': 1.0 is not in the range 0<x<1."),
     ('predict run --questions q.jsonl --output p.csv --max-risk x',
      "Invalid value for '--max-risk': 'x' is not a valid float range."),
+    ('compare t.csv u.csv --tolerance 2',
+     "Invalid value for '--tolerance': 2.0 is not in the range 0<=x<=1."),
+    ('compare t.csv u.csv --tolerance nan',
+     "Invalid value for '--tolerance': nan is not a finite number."),
+    ('evaluate --answers t.csv --seed -1',
+     "Invalid value for '--seed': -1 is not in the range 0<=x<=4294967295."),
+    ('restore MODEL --train a --eval b --epochs 0',
+     "Invalid value for '--epochs': 0.0 is not in the range x>0."),
+    ('restore MODEL --train a --eval b --learning-rate inf',
+     "Invalid value for '--learning-rate': inf is not a finite number."),
+    ('restore MODEL --train a --eval b --calibration-fraction 1',
+     "Invalid value for '--calibration-fraction': 1.0 is not in the range 0<x<1."),
+    ('evaluate MODEL --questions q.jsonl --permutations ²',
+     "Invalid value for '--permutations': '²' is not cyclic, all or a number from 1"),
+    ('evaluate --answers t\udcff.csv', "answers 't\\udcff.csv'\": not UTF-8, expected text"),
     ('plan', 'expected --ece-change, --tolerance or both'),
     ('plan --ece-change 0', "Invalid value for '--ece-change': 0.0 is not in the range 0<x<1."),
     ('plan --tolerance 2', "Invalid value for '--tolerance': 2.0 is not in the range 0<x<1."),
@@ -531,7 +556,6 @@ USAGE = [
 # Commands that cannot be carried out; t.csv, u.csv and q.jsonl are good.
 VALUES = [
     ("compare a", "a: one run alone; expected a second one to compare with it"),
-    ("compare t.csv u.csv --tolerance 2", "tolerance is 2.0, expected a number in [0, 1]"),
     ('compare t.csv none',
      'none: no such file or folder; expected a run folder, a file of answers, or lm-eval '
      'output'),
@@ -605,8 +629,41 @@ CONFIGS = [
     ('dtype: 3\n',
      "Invalid value for '--dtype': 3 is not one of 'auto', 'float32', 'bfloat16', "
      "'float16'."),
-    ('seed: null\nseed: x\n', "Invalid value for '--seed': 'x' is not a valid integer."),
+    ('seed: null\nseed: x\n', "Invalid value for '--seed': 'x' is not a valid integer range."),
     (b'\xff', "Invalid value for '--config': c.yaml: cannot be read as YAML"),
+    # Found by fuzzing, and by hand beside it.
+    ('limit: ' + '[' * 1200, 'cannot be read as YAML: is nested more than 50 deep'),
+    ('- ' * 3000, 'cannot be read as YAML: is nested more than 50 deep'),
+    ('limit: &a [*a]\n', 'cannot be read as YAML: holds an alias (*name), expected the value'),
+    (LAUGHS, 'cannot be read as YAML: holds an alias (*name), expected the value itself'),
+    ('# ' + 'x' * (1 << 20), 'cannot be read as YAML: is larger than a megabyte'),
+    ('limit: ' + '9' * 5000, 'cannot be read as YAML: ValueError: Exceeds the limit (4300'),
+    ('seed: 0x' + 'f' * 5000, 'cannot be read as YAML: ValueError: Exceeds the limit (4300'),
+    ('limit: 2026-13-32', 'cannot be read as YAML: ValueError: month must be in 1..12'),
+    ('limit: 2026-11-26', "Invalid value for '--limit': '2026-11-26' is not a valid integer range"),
+    ('limit: !!int x', 'cannot be read as YAML: ValueError: invalid literal for int()'),
+    ("limit: !!int ''", 'cannot be read as YAML: IndexError: string index out of range'),
+    ('limit: !!timestamp x', 'cannot be read as YAML: AttributeError'),
+    ('limit: !!bool x', "cannot be read as YAML: KeyError: 'x'"),
+    ('limit: ' + '1:' * 2000 + '1.0', 'cannot be read as YAML: OverflowError: int too large'),
+    ('limit: !!set {a}', "Invalid value for '--limit': \"{'a'}\" is not a valid integer range."),
+    ('device: "\\ud800"', 'cannot be read as YAML: UnicodeEncodeError'),
+    ('choices: [yes, no]',
+     "Invalid value for '--choices': [True, False], expected label words; in YAML, words such as"),
+    ('choices: 3', "Invalid value for '--choices': 3, expected label words; in YAML, words such"),
+    ('permutations: ²', "Invalid value for '--permutations': '²' is not cyclic, all or a number"),
+    ('debias: .nan', "Invalid value for '--debias': nan is not a finite number."),
+    ('seed: -1', "Invalid value for '--seed': -1 is not in the range 0<=x<=4294967295."),
+]
+
+# The prompt in such a file, exit code 1.
+PROMPTS = [
+    ('[letter]', "prompt ['letter'], expected a Prompt or the name of a format"),
+    ('{format: letter, shots: x}', "prompt shots 'x', expected a whole number"),
+    ('{format: letter, separator: 3}', "prompt separator 3, expected text"),
+    ('{format: letter, examples: 3}', "prompt examples: 'int' object is not iterable; expected"),
+    ('{format: letter, examples: [3]}', "argument after ** must be a mapping, not int; expected"),
+    ('{format: letter, examples: [{a: 1}]}', "got an unexpected keyword argument 'a'; expected"),
 ]
 
 # Arguments after "predict run", files, message.
@@ -626,6 +683,9 @@ RUNS = [
     (P, restored(model=3), "run/restored.json: model 3, expected a restored.json of calibrant"),
     (P, restored(prompt=None), "run/restored.json: prompt None, expected a restored.json"),
     (P, restored(dtype=["x"]), "run/restored.json: dtype ['x'], expected a restored.json"),
+    (P, restored(prompt={"format": "letter", "examples": 3}),
+     "run/restored.json: prompt examples: 'int' object is not iterable; expected answered"),
+    (P, {"run/restored.json": "[" * 100_000}, "run/restored.json: cannot be read as JSON"),
     (P, restored(prompt="poem"), "run/restored.json: prompt format 'poem', expected one of letter"),
     (P, restored(prompt={"format": "letter", "verse": 1}),
      "run/restored.json: prompt: unknown 'verse', expected of"),
@@ -664,6 +724,8 @@ CALIBRATORS = [
     (scaling(temperature=True), "temperature True, expected a number"),
     (scaling(temperature=float("nan")), "temperature nan, expected a finite number above 0"),
     (scaling(temperature=float("inf")), "temperature inf, expected a finite number above 0"),
+    (scaling(temperature=10**400), "temperature 1000000000"),
+    (scaling(kind="isotonic", thresholds=[10**400]), "thresholds [1000000000"),
     (scaling(n_questions=0), "n_questions 0, expected a positive whole number"),
     (scaling(n_questions=1.5), "n_questions 1.5, expected a positive whole number"),
     (scaling(kind="vector"), "l2 None, expected a number"),
@@ -671,5 +733,9 @@ CALIBRATORS = [
     (scaling(kind="isotonic", thresholds=["x"]), "thresholds ['x'], expected finite numbers of"),
     (scaling(kind="dirichlet"), "l2 None, expected a number"),
     (scaling(kind="pride"), "prior None, expected named numbers"),
+    (scaling(kind="vector", l2=1, bias=[0.5] * 100_000),
+     "bias of 100000 options, expected 2 to 1,000"),
+    (scaling(kind="pride", prior={"9" * 5000: [0.5]}),
+     "99999999"),
     (scaling(kind="scaling-binning"), "n_bins None, expected a positive whole number"),
 ]

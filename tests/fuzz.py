@@ -4,28 +4,80 @@ python tests/fuzz.py LOADER [-max_total_time=60 and other options of libFuzzer]
 """
 
 import contextlib
+import gc
 import gzip
-import json
+import io
 import sys
 import tempfile
+import time
+import types
+from functools import cache, partial
 from pathlib import Path
 
 import bad_inputs as bad
 from calibrant import posthoc, runs
 from calibrant.answers import AnswerTable
+from calibrant.choice import Choice
 from calibrant.cli import run
-from calibrant.diagnosis.report import CalibrationReport
-from calibrant.diagnosis.verdict import Verdict
+from calibrant.diagnosis.collapse import CollapseReport, collapse
+from calibrant.diagnosis.regime import RegimeReport, regime
+from calibrant.diagnosis.report import CalibrationReport, evaluate
+from calibrant.diagnosis.verdict import Verdict, verdict
 from calibrant.errors import InputError
+from calibrant.files import json_text
 from calibrant.foreign import read_table
 from calibrant.preferences import load_preferences
 from calibrant.questions import load_questions
+from calibrant.report.card import CardFacts, model_card
 from calibrant.scoring.harness import read_harness_log
 from calibrant.scoring.journal import Journal
+from calibrant.training.checkpoints import defect
 
 QUESTION_CSV = b'id,question,A,B,answer\nq1,x,1,2,A\nq2,"y, z",3,4,1\n'
 TABLE_CSV = b"id,label,p_0,p_1\nq1,0,.5,.5\nq2,B,.1,.9\n"
 PAIR = b'{"prompt": "x", "chosen": "a", "rejected": "b"}\n'
+RESULTS = {
+    "config": {"model_args": "pretrained=x", "model_dtype": "torch.float32"},
+    "model_name": "x", "n-shot": {"t": 0}, "task_hashes": {"t": "0"},
+    "configs": {"t": {"target_delimiter": " "}}, "lm_eval_version": "0.4.13",
+}  # fmt: skip
+RUN = {"command": "evaluate", "settings": {"seed": 1, "choices": None}, "versions": {"x": "1"}}
+MANIFEST = {"config.json": {"size": 2, "sha256": "0" * 64}}
+CARD = b"---\nlicense: apache-2.0\ndate: 2026-01-01\ntags: [a, b]\n---\n# Model\n"
+SECONDS = 5  # processor time that any input of these sizes may take
+
+
+@cache
+def _table():
+    return AnswerTable.from_probs([[0.9, 0.1], [0.4, 0.6]] * 3, [0, 1, 0, 0, 1, 1])
+
+
+def _report():
+    return evaluate(_table(), n_resamples=10)
+
+
+def _verdict():
+    return verdict(_table(), _table(), n_resamples=10)
+
+
+def _permuted():
+    return bad.own(id=["a#0", "a#1"], order=[[0, 1], [1, 0]])
+
+
+def _choice():
+    return Choice("temperature", "Because.", {"temperature": _verdict()}, 4, 2)
+
+
+def _questions(path):
+    questions = load_questions(path)
+    assert len(questions.warnings) < 9
+    assert questions.fingerprint
+
+
+def _calibrator(kind):
+    if kind == "pride":
+        return {"kind": kind, "format_version": 1, "prior": {"2": [0.5, 0.5]}, "n_questions": 6}
+    return posthoc.LABELLED[kind]().fit(_table()).to_dict()
 
 
 def _restored(path):
@@ -38,32 +90,99 @@ def _journal(path):
 
 def _config(path):
     """The configuration file of a command that then has nothing to do."""
-    code = run(["evaluate", "--config", str(path)])
-    assert code in (1, 2)
+    with contextlib.redirect_stderr(io.StringIO()):
+        assert run(["evaluate", "--config", str(path)]) in (1, 2)
 
 
-# Loader -> (name of its file, a valid one, the function).
+def _run_folder(path):
+    runs.open_run(path.parent, RUN)
+
+
+def _results(path):
+    """The results beside a log of lm-eval."""
+    log = path.with_name(bad.LOG_NAME)
+    log.write_text(bad.log())
+    read_harness_log(log)
+
+
+def _report_of_a_run(path):
+    runs.run_folders([str(path.parent)])
+    runs.set_domains(path.parent / "cft")
+
+
+def _checkpoint(path):
+    assert defect(path.parent)
+
+
+def _card(path):
+    """The base model's own card, whose licence a new one repeats."""
+    facts = CardFacts(str(path.parent), "temperature", "calibrator", "letter", ["x"], 1, {}, {})
+    model_card(facts, {}, {})
+
+
+# Loader -> (name of its file, what makes a valid one, the function).
 LOADERS = {
-    "questions.jsonl": ("q.jsonl", bad.GOOD.encode() * 2, load_questions),
-    "questions.jsonl.gz": ("q.jsonl.gz", gzip.compress(bad.GOOD.encode(), mtime=0), load_questions),
-    "questions.csv": ("q.csv", QUESTION_CSV, load_questions),
+    "questions.jsonl": ("q.jsonl", lambda: bad.GOOD.encode() * 2, _questions),
+    "questions.jsonl.gz": ("q.jsonl.gz", lambda: _zipped(bad.GOOD.encode()), _questions),
+    "questions.csv": ("q.csv", lambda: QUESTION_CSV, _questions),
     "questions.parquet": (
         "q.parquet",
-        bad.parquet(question=["x"], choices=[["a", "b"]], answer=[1]),
-        load_questions,
+        lambda: bad.parquet(question=["x"], choices=[["a", "b"]], answer=[1]),
+        _questions,
     ),
-    "table.csv": ("t.csv", TABLE_CSV, read_table),
-    "table.parquet": ("t.parquet", bad.parquet(label=[0], p_0=[0.5], p_1=[0.5]), read_table),
-    "answers": ("a.parquet", bad.own(), AnswerTable.load),
-    "lm-eval": (bad.LOG_NAME, bad.log().encode(), read_harness_log),
-    "calibrator": ("calibrator.json", bad.scaling().encode(), posthoc.load),
-    "restored": ("restored.json", bad.restored()["run/restored.json"].encode(), _restored),
-    "journal": ("plan.json", json.dumps({"batches": 3}).encode(), _journal),
-    "report": ("report.json", b'{"format_version": 1}', CalibrationReport.load),
-    "verdict": ("verdict.json", b'{"format_version": 1}', Verdict.load),
-    "preferences": ("p.jsonl", PAIR, load_preferences),
-    "config": ("c.yaml", b"limit: 3\nprompt: cloze\nseed: 1\n", _config),
+    "table.csv": ("t.csv", lambda: TABLE_CSV, read_table),
+    "table.csv.gz": ("t.csv.gz", lambda: _zipped(TABLE_CSV), read_table),
+    "table.parquet": (
+        "t.parquet",
+        lambda: bad.parquet(label=[0], p_0=[0.5], p_1=[0.5]),
+        read_table,
+    ),
+    "answers": ("a.parquet", bad.own, AnswerTable.load),
+    "answers in several orders": ("a.parquet", _permuted, AnswerTable.load),
+    "lm-eval": (bad.LOG_NAME, bad.log, read_harness_log),
+    "lm-eval results": (bad.LOG_NAME.replace("samples_t_", "results_"), lambda: RESULTS, _results),
+    **{
+        f"calibrator {kind}": ("calibrator.json", partial(_calibrator, kind), posthoc.load)
+        for kind in ("temperature", "vector", "isotonic", "scaling-binning", "pride")
+    },
+    "restored": ("restored.json", lambda: bad.restored()["run/restored.json"], _restored),
+    "journal": ("plan.json", lambda: {"batches": 3}, _journal),
+    "report": ("report.json", lambda: _report().to_dict(), CalibrationReport.load),
+    "verdict": ("verdict.json", lambda: _verdict().to_dict(), Verdict.load),
+    "collapse": (
+        "collapse.json",
+        lambda: collapse(_table(), _table(), n_resamples=10).to_dict(),
+        CollapseReport.load,
+    ),
+    "regime": (
+        "regime.json",
+        lambda: regime(_table(), _table(), n_resamples=10).to_dict(),
+        RegimeReport.load,
+    ),
+    "choice": ("choice.json", lambda: _choice().to_dict(), Choice.load),
+    "preferences": ("p.jsonl", lambda: PAIR, load_preferences),
+    "config": ("c.yaml", lambda: b"limit: 3\nprompt: cloze\nseed: 1\n", _config),
+    "run folder": ("config.yaml", lambda: RUN, _run_folder),
+    "report of a run": (
+        "report.json",
+        lambda: {"sets": {"a": "in"}, "reports": {"before": {}}},
+        _report_of_a_run,
+    ),
+    "checkpoint": ("manifest.json", lambda: MANIFEST, _checkpoint),
+    "card": ("README.md", lambda: CARD, _card),
 }
+
+
+def _zipped(data):
+    return gzip.compress(data, mtime=0)
+
+
+@cache
+def valid(loader):
+    """Bytes of a file that the loader takes."""
+    made = LOADERS[loader][1]()
+    made = json_text(made) if isinstance(made, dict) else made
+    return made.encode() if isinstance(made, str) else made
 
 
 def try_to_load(loader, data, folder):
@@ -71,17 +190,24 @@ def try_to_load(loader, data, folder):
     name, _, load = LOADERS[loader]
     path = Path(folder) / name
     path.write_bytes(data)
+    start = time.process_time()
     with contextlib.suppress(InputError):
         load(path)
+    taken = time.process_time() - start
+    assert taken < SECONDS, f"{len(data)} bytes took {taken:.1f} s"
 
 
 def main():
     import atheris
 
     loader = sys.argv.pop(1)
+    # All functions there are, as instrument_all takes them, are five minutes' work.
+    parts = ("calibrant", "json", "csv", "gzip", "yaml")
+    for each in gc.get_objects():
+        if isinstance(each, types.FunctionType) and str(each.__module__).startswith(parts):
+            atheris.instrument_func(each)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as corpus:
-        (Path(corpus) / "valid").write_bytes(LOADERS[loader][1])
-        atheris.instrument_all()
+        (Path(corpus) / "valid").write_bytes(valid(loader))
         atheris.Setup([*sys.argv, corpus], lambda data: try_to_load(loader, data, folder))
         atheris.Fuzz()
 

@@ -39,6 +39,9 @@ def cases():
     for file, message in bad.CONFIGS:
         files = {"q.jsonl": bad.GOOD, "c.yaml": file}
         yield f"{bad.ASK} --config c.yaml", files, 2, message
+    for prompt, message in bad.PROMPTS:
+        files = {"q.jsonl": bad.GOOD, "c.yaml": f"prompt: {prompt}"}
+        yield f"{bad.ASK} --config c.yaml", files, 1, message
     for arguments, files, message in bad.RUNS:
         yield f"predict run {arguments}", {"q.jsonl": bad.GOOD} | files, 1, message
     for file, message in bad.CALIBRATORS:

@@ -111,7 +111,7 @@ def test_the_choice_explains_itself_in_three_sentences_and_comes_back_from_its_f
     choice.save(tmp_path / "choice.json")
     assert Choice.load(tmp_path / "choice.json").to_dict() == choice.to_dict()
     (tmp_path / "choice.json").write_text("[]")
-    with pytest.raises(InputError, match="is not the choice of a restoration"):
+    with pytest.raises(InputError, match="not a choice of a restoration"):
         Choice.load(tmp_path / "choice.json")
 
 

@@ -8,13 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import calibrant
 from calibrant import metrics
 from calibrant.answers import AnswerTable
 from calibrant.cli import run
 from calibrant.errors import InputError
-from calibrant.foreign import read_table
+from calibrant.foreign import no_formula, read_table, without_guard
 from calibrant.predictions import write_predictions
 from calibrant.questions import Questions, load_questions
 from calibrant.scoring.models import load_model
@@ -119,17 +121,25 @@ def test_only_confidences_above_the_threshold_are_answered(tmp_path):
 
 
 def test_ids_are_no_formulas_in_a_spreadsheet(tmp_path):
-    ids = ["=1+1", "+a", "-a", "@SUM(A1)", "\uff1dA1", "\t=A1", "-5", "q=1", "3"]
+    ids = ["=1+1", "+a", "-a", "@SUM(A1)", "\uff1dA1", "\t=A1", "'=1+1", "-5", "q=1", "3", "'tis"]
     asked = [replace(q, id=i) for q, i in zip(make_questions(len(ids)), ids, strict=True)]
     probs = np.eye(max(len(q.choices) for q in asked))[[0] * len(ids)]
     for kind in ("csv", "jsonl", "parquet"):
         write_predictions(tmp_path / f"p.{kind}", asked, probs)
     with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
         found = [row["id"] for row in csv.DictReader(file)]
-    assert found == [f"'{i}" for i in ids[:6]] + ids[6:]
+    assert found == [f"'{i}" for i in ids[:7]] + ids[7:]
     rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == ids
     assert pq.read_table(tmp_path / "p.parquet")["id"].to_pylist() == ids
+    for kind in ("csv", "parquet"):  # read back they are what they were
+        assert list(read_table(tmp_path / f"p.{kind}").ids) == ids
+
+
+@given(st.text("'=+-@0.5a \t\uff1d", max_size=6))
+def test_the_guard_against_formulas_can_be_taken_off(text):
+    assert without_guard(no_formula(text)) == text
+    assert not no_formula(text).lstrip().startswith(("=", "@", "\uff1d"))
 
 
 def test_predict_refuses_before_it_computes(restored, unlabelled, tmp_path, capsys):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,10 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calibrant.errors import InputError
-from calibrant.files import replacing
+from calibrant.files import json_text, replacing
+from calibrant.questions import first_twin
+from calibrant.unpacking import Parquet
 
 FORMAT_VERSION = 2  # a table without orders is written as version 1, which it is
 _METADATA_KEY = b"calibrant"
+_MOST_CELLS = 1 << 28  # questions times options of the longest one, 2 GB of scores
 ROW_SUM_TOLERANCE = 1e-3
 
 
@@ -108,9 +111,7 @@ class AnswerTable:
         )
         bad_mass = (mass < 0) | (mass > 1 + 1e-6)
         self._refuse_first(bad_mass, "option_mass", mass, "0 to 1, or NaN where unknown")
-        if len(set(ids)) != n:
-            seen: set[str] = set()
-            twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+        if (twice := first_twin(ids)) is not None:
             raise InputError(f"answer table: id {twice!r} occurs more than once; expected unique")
         orders = None if self.orders is None else _checked_orders(self.orders, ids, n_options)
         for array in (scores, labels, n_options, mass, orders):
@@ -393,7 +394,9 @@ class AnswerTable:
         # An older calibrant would take permuted rows for questions: it must refuse them.
         version = 1 if self.orders is None else FORMAT_VERSION
         notes = {"format_version": version, "provenance": self.provenance}
-        table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(notes).encode()})
+        table = table.replace_schema_metadata(
+            {_METADATA_KEY: json_text(notes, indent=None).encode()}
+        )
         with replacing(path) as draft:
             pq.write_table(table, draft)
 
@@ -406,17 +409,13 @@ class AnswerTable:
         InputError
             If the file is not such a table, or a newer version of calibrant wrote it.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         try:
-            table = pq.read_table(path)
-            table.validate(full=True)
+            file = Parquet(path)
         except FileNotFoundError:
             raise InputError(f"{path}: no such file, expected an answer table") from None
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
-        provenance = _provenance_of(path, (table.schema.metadata or {}).get(_METADATA_KEY))
+        provenance = _provenance_of(path, file.metadata.get(_METADATA_KEY))
+        expected = _expected_columns()
+        table = file.table([name for name in file.names if name in expected])
         _check_columns(path, table)
         try:
             return cls._of_arrow(table, provenance)
@@ -467,14 +466,14 @@ def _provenance_of(path: str | os.PathLike[str], metadata: bytes | None) -> dict
     return dict(provenance)
 
 
-def _check_columns(path: str | os.PathLike[str], table: Any) -> None:
-    """Refuse a table whose columns are not of the types that `save` writes."""
+def _expected_columns() -> dict[str, tuple[str, Callable[[Any], bool]]]:
+    """Columns that `save` writes: what they hold, and whether an Arrow type is that."""
     from pyarrow import types
 
-    def is_list(of: Any) -> Any:
+    def is_list(of: Any) -> Callable[[Any], bool]:
         return lambda kind: types.is_list(kind) and of(kind.value_type)
 
-    expected = {
+    return {
         "id": ("strings", types.is_string),
         "option_logprobs": ("lists of decimal numbers", is_list(types.is_floating)),
         "option_mass": ("decimal numbers", types.is_floating),
@@ -483,8 +482,12 @@ def _check_columns(path: str | os.PathLike[str], table: Any) -> None:
         "group": ("strings", types.is_string),
         "order": ("lists of whole numbers", is_list(types.is_integer)),
     }
-    optional = {"order"}
-    if missing := set(expected) - optional - set(table.column_names):
+
+
+def _check_columns(path: str | os.PathLike[str], table: Any) -> None:
+    """Refuse a table whose columns are not of the types that `save` writes."""
+    expected = _expected_columns()
+    if missing := set(expected) - {"order"} - set(table.column_names):
         raise InputError(f"{path}: answer table lacks the column(s) {sorted(missing)}")
     for name, (what, fits) in expected.items():
         if name not in table.column_names:
@@ -531,13 +534,7 @@ def is_answer_table(path: str | os.PathLike[str]) -> bool:
     InputError
         If it is no Parquet file.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return _METADATA_KEY in (pq.read_schema(path).metadata or {})
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
+    return _METADATA_KEY in Parquet(path).metadata
 
 
 def _lists(values: NDArray[Any], lengths: NDArray[np.int64]) -> Any:
@@ -553,11 +550,34 @@ def _matrix(column: Any, fill: float) -> tuple[NDArray[np.float64], NDArray[np.i
     """Undo `_lists`: values (N, K) and lengths (N,)."""
     lists = column.combine_chunks()
     lengths: NDArray[np.int64] = lists.value_lengths().fill_null(0).to_numpy().astype(np.int64)
-    values = np.full((len(lengths), max(2, lengths.max(initial=0))), float(fill))
+    values = _cells(len(lengths), max(2, lengths.max(initial=0)), fill)
     values[np.arange(values.shape[1])[None, :] < lengths[:, None]] = lists.flatten().to_numpy(
         zero_copy_only=False
     )
     return values, lengths
+
+
+def padded(rows: Sequence[Sequence[float] | NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Make one (N, K) array of rows of scores, -inf beyond a row's own.
+
+    Raises
+    ------
+    InputError
+        If it would be too large: one row with very many options makes all rows as long.
+    """
+    values = _cells(len(rows), max(map(len, rows)), -np.inf)
+    for row, scores in zip(values, rows, strict=True):
+        row[: len(scores)] = scores
+    return values
+
+
+def _cells(n: int, width: int, fill: float) -> NDArray[np.float64]:
+    if n * width > _MOST_CELLS:
+        raise InputError(
+            f"{n:,} questions of which one has {width:,} options; expected at most "
+            f"{_MOST_CELLS:,} questions times options"
+        )
+    return np.full((n, width), float(fill))
 
 
 def _whole_numbers(values: ArrayLike, what: str) -> NDArray[np.int64]:

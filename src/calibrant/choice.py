@@ -5,11 +5,8 @@ Works on answer tables alone: `calibrant.restore` makes them. Test sets never co
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +15,7 @@ from calibrant.answers import AnswerTable
 from calibrant.diagnosis.comparison import pooled
 from calibrant.diagnosis.verdict import Verdict, verdict
 from calibrant.errors import InputError
-from calibrant.files import write_text
+from calibrant.files import JsonFile
 from calibrant.metrics.inference import bootstrap_intervals
 from calibrant.posthoc import LABELLED, Calibrator
 
@@ -34,7 +31,7 @@ _LOST = ("harmed", "gamed")
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class Choice(JsonFile):
     """What `restore --method auto` settled on, and why.
 
     Attributes
@@ -47,6 +44,8 @@ class Choice:
     skipped : sentences about methods that could not be fitted.
     """
 
+    what = "choice of a restoration"
+
     method: str
     explanation: str
     verdicts: dict[str, Verdict]
@@ -58,7 +57,7 @@ class Choice:
     def to_dict(self) -> dict[str, Any]:
         """Give plain lists and numbers, ready for JSON."""
         return {
-            "format_version": 1,
+            "format_version": self.format_version,
             "method": self.method,
             "explanation": self.explanation,
             "fine_tuning": self.fine_tuning,
@@ -68,26 +67,13 @@ class Choice:
             "verdicts": {name: v.to_dict() for name, v in self.verdicts.items()},
         }
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON, complete or not at all."""
-        write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
-
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Choice:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        InputError
-            If it cannot be read, or is something else.
-        """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            content.pop("format_version")
-            verdicts = {k: Verdict.from_dict(v) for k, v in content.pop("verdicts").items()}
-            return cls(verdicts=verdicts, **content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: is not the choice of a restoration ({error!r})") from error
+    def _of(cls, values: dict[str, Any]) -> Choice:
+        content = {name: value for name, value in values.items() if name != "format_version"}
+        verdicts = {k: Verdict.from_dict(v) for k, v in content.pop("verdicts").items()}
+        if content["method"] not in (NONE, *POST_HOC, *FINE_TUNED):
+            raise ValueError(f"method {content['method']!r}")
+        return cls(verdicts=verdicts, **content)
 
 
 def prefer(

@@ -1,5 +1,9 @@
 """The errors a user can cause: bad input, and a training that diverges."""
 
+from __future__ import annotations
+
+import reprlib
+
 
 class InputError(ValueError):
     """Something the user supplied is wrong: the message says what, where and what was expected.
@@ -11,3 +15,19 @@ class InputError(ValueError):
 
 class NonFiniteLossError(RuntimeError):
     """The training loss became NaN or infinite; the weights of the last checkpoint are intact."""
+
+
+def shown(value: object) -> str:
+    """Write a value for a message: at most 60 characters of it, and no deeper than six levels.
+
+    Examples
+    --------
+    >>> shown(["a", 1]), shown([[[[[[[[1]]]]]]]])
+    ("['a', 1]", '[[[[[[[...]]]]]]]')
+    """
+    text = _SHORT.repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100

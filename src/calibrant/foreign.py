@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import gzip
+import io
 import math
 import os
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from calibrant.answers import ROW_SUM_TOLERANCE, AnswerTable
+from calibrant.answers import ROW_SUM_TOLERANCE, AnswerTable, padded
 from calibrant.errors import InputError
-from calibrant.questions import LETTERS
+from calibrant.questions import LETTERS, first_twin
+from calibrant.unpacking import Parquet, open_unpacked
 
 FILE_TYPES = (".csv", ".csv.gz", ".parquet")
 _COLUMN = re.compile(r"(?P<stem>p|prob|logprob)_(?P<option>\d+|[A-Z])")
@@ -37,7 +37,8 @@ def read_table(path: str | os.PathLike[str]) -> AnswerTable:
       with sum 1 within 1e-3; or ``logprob_0``, … or ``logprob_A``, …: natural log-probabilities,
       at most 0, which need not be normalised (``-inf`` is probability 0). The names say which:
       numbers are never looked at to tell. Empty cells at the end of a row are fewer options.
-    * ``id`` (optional, unique; without it the line or row number) and ``task`` (optional).
+    * ``id`` (optional, unique; without it the line or row number) and ``task`` (optional). In CSV
+      an apostrophe that keeps a spreadsheet from taking the id for a formula is no part of it.
 
     Raises
     ------
@@ -64,22 +65,21 @@ def read_table(path: str | os.PathLike[str]) -> AnswerTable:
         for number, cells in rows:
             row = _Row(f"{path}: {unit} {number}", columns, cells)
             name = row.text("id") or str(number)
+            if unit == "line":
+                name = without_guard(name)
             if name in places:
                 raise row.error("id", f"{name!r} is also the id of {unit} {places[name]}")
             places[name] = number
             scores.append(row.scores())
             labels.append(row.label(len(scores[-1])))
             tasks.append(row.text("task"))
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     if not places:
         raise InputError(f"{path}: has a header and no rows; expected at least one question")
-    padded = np.full((len(scores), max(map(len, scores))), -np.inf)
-    for padded_row, values in zip(padded, scores, strict=True):
-        padded_row[: len(values)] = values
     return AnswerTable(
         ids=tuple(places),
-        logprobs=padded,
+        logprobs=padded(scores),
         labels=np.array(labels),
         n_options=np.array([len(values) for values in scores]),
         option_mass=np.full(len(scores), np.nan),
@@ -87,6 +87,38 @@ def read_table(path: str | os.PathLike[str]) -> AnswerTable:
         groups=tuple(places),
         provenance={"source": path.name, "kind": columns.kind},
     )
+
+
+def no_formula(text: str) -> str:
+    """Put an apostrophe before text that a spreadsheet would take for a formula; numbers stay.
+
+    A formula begins with =, +, - or @, in East Asian spreadsheets also in their full width. Text
+    that has such an apostrophe already gets another, so that `without_guard` takes back what was.
+
+    Examples
+    --------
+    >>> no_formula("=1+1"), no_formula("-0.25"), no_formula("\uff1d1+1"), no_formula("'=1")
+    ("'=1+1", '-0.25', "'＝1+1", "''=1")
+    """
+    bare = text.lstrip("'").lstrip()
+    if not bare.startswith(("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def without_guard(text: str) -> str:
+    """Take off the apostrophe that `no_formula` put there.
+
+    Examples
+    --------
+    >>> without_guard("'=1+1"), without_guard("'tis"), without_guard("''=1")
+    ('=1+1', "'tis", "'=1")
+    """
+    return text[1:] if text.startswith("'") and no_formula(text[1:]) == text else text
 
 
 @dataclass(frozen=True)
@@ -108,24 +140,32 @@ def _columns(path: Path, header: Sequence[str]) -> _Columns:
             found.setdefault(match["stem"], {})[match["option"]] = name
     if not any(header):
         raise InputError(f"{path}: is empty, expected {EXPECTED}")
-    shown = ", ".join(header[:12]) + (", …" if len(header) > 12 else "")
-    if twins := [name for name in header if name and list(header).count(name) > 1]:
-        raise InputError(f"{path}: column {twins[0]!r} occurs twice in the header")
+    if (twin := first_twin(filter(None, header))) is not None:
+        raise InputError(f"{path}: column {twin!r} occurs twice in the header")
     if len(found) != 1 or "label" not in header:
-        what = f"options as {' and '.join(found)}" if len(found) > 1 else f"the columns {shown}"
+        what = (
+            f"options as {' and '.join(found)}"
+            if len(found) > 1
+            else f"the columns {_listed(header)}"
+        )
         raise InputError(f"{path}: has {what}; expected {EXPECTED}, and only one of these kinds")
     ((stem, columns),) = found.items()
     letters = any(option in LETTERS for option in columns)
     names = list(LETTERS) if letters else [str(k) for k in range(len(columns))]
     expected = [f"{stem}_{name}" for name in names[: len(columns)]]
-    if missing := [name for name in expected if name not in header]:
+    there = set(header)
+    if missing := [name for name in expected if name not in there]:
         raise InputError(
-            f"{path}: column {missing[0]!r} is missing, found {', '.join(columns.values())}; "
+            f"{path}: column {missing[0]!r} is missing, found {_listed(list(columns.values()))}; "
             "options are counted from 0 or A without a gap"
         )
     if len(expected) < 2:
         raise InputError(f"{path}: has one option column, {expected[0]}; expected two or more")
     return _Columns({name: i for i, name in enumerate(header)}, tuple(expected))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
 
 
 @dataclass(frozen=True)
@@ -140,8 +180,7 @@ class _Row:
         return InputError(f"{self.place}, column {column}: {message}")
 
     def cell(self, column: str) -> Any:
-        value = self.cells[self.columns.at[column]]
-        return value.strip() if isinstance(value, str) else value
+        return self.cells[self.columns.at[column]]
 
     def text(self, column: str) -> str:
         if column not in self.columns.at or self.cell(column) is None:
@@ -201,8 +240,7 @@ _Rows = Iterator[tuple[int, Sequence[Any]]]
 
 def _csv_rows(path: Path) -> _Rows:
     """Header first; then rows that have as many cells, with the line each begins in."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(open_unpacked(path), encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         header = [name.strip() for name in next(reader, [])]
         yield 1, header
@@ -215,21 +253,13 @@ def _csv_rows(path: Path) -> _Rows:
                     "header"
                 )
             if cells:
-                yield number, cells
+                yield number, [cell.strip() for cell in cells]
 
 
 def _parquet_rows(path: Path) -> _Rows:
     """Column names first; then rows of values, numbered from 1."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-        yield 0, file.schema_arrow.names
-        done = 0
-        for batch in file.iter_batches():
-            columns = [column.to_pylist() for column in batch.columns]
-            yield from enumerate(zip(*columns, strict=True), start=done + 1)
-            done += batch.num_rows
-    except pa.ArrowException as error:
-        raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
+    file = Parquet(path)
+    names = [n for n in file.names if n in ("id", "label", "task") or _COLUMN.fullmatch(n)]
+    yield 0, names or file.names
+    for number, row in enumerate(file.rows(names), start=1):
+        yield number, [row[name] for name in names]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrant.errors import InputError
-from calibrant.files import replacing, write_text
+from calibrant.files import json_text, replacing, write_text
+from calibrant.foreign import no_formula
 
 if TYPE_CHECKING:
     from calibrant.questions import Question
@@ -52,7 +52,8 @@ def write_predictions(
     list ``probs``); ``answered``, whether the confidence is above the threshold, if there is
     one; ``label``, if every question has an answer: then `calibrant evaluate --answers` reads the
     CSV or Parquet file. In CSV an ``id`` that a spreadsheet would take for a formula (``=1+1``)
-    begins with an apostrophe (`calibrant.report.tables.no_formula`); the others keep it as it is.
+    begins with an apostrophe (`calibrant.foreign.no_formula`), which `calibrant.foreign.read_table`
+    takes off again; the others keep it as it is.
 
     Parameters
     ----------
@@ -78,14 +79,12 @@ def write_predictions(
     if path.suffix == ".jsonl":
         columns["probs"] = rows
         cells = zip(*columns.values(), strict=True)
-        lines = (json.dumps(dict(zip(columns, row, strict=True))) for row in cells)
+        lines = (json_text(dict(zip(columns, row, strict=True)), indent=None) for row in cells)
         write_text(path, "".join(f"{line}\n" for line in lines))
         return
     for k in range(probs.shape[1]):
         columns[f"p_{k}"] = [row[k] if k < len(row) else None for row in rows]
     if path.suffix == ".csv":
-        from calibrant.report.tables import no_formula
-
         columns["id"] = [no_formula(name) for name in columns["id"]]
     import pyarrow as pa
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
+import io
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from calibrant.errors import InputError
+from calibrant.unpacking import open_unpacked
 
 _FIELDS = ("prompt", "chosen", "rejected")
 
@@ -53,14 +54,13 @@ def load_preferences(path: str | os.PathLike[str]) -> list[Preference]:
         If the file cannot be read, or a row is not as above; the message names file and line.
     """
     path = Path(path)
-    opened = gzip.open if path.name.endswith(".gz") else open
     preferences = []
     try:
-        with opened(path, "rt", encoding="utf-8") as lines:
+        with io.TextIOWrapper(open_unpacked(path), encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     preferences.append(_preference(line, number, path))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     if not preferences:
         raise InputError(f"{path}: holds no preference pair; expected one JSON object per line")
@@ -74,5 +74,5 @@ def _preference(line: str, number: int, path: Path) -> Preference:
             lacks = "is not an object" if not isinstance(row, dict) else f"lacks {missing}"
             raise InputError(f"{lacks}, expected the fields {', '.join(_FIELDS)}")
         return Preference(str(row.get("id", number)), *(row[f] for f in _FIELDS))
-    except (ValueError, InputError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: line {number}: {error}") from error

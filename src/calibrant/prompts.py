@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from calibrant.errors import InputError
+from calibrant.errors import InputError, shown
 from calibrant.questions import Question, question_key
 
 PromptFormat = Literal[
@@ -114,7 +114,15 @@ class Prompt:
             raise InputError(
                 f"prompt format {self.format!r} has no system prompt, expected chat-letter"
             )
-        examples = tuple(e if isinstance(e, Question) else Question(**e) for e in self.examples)
+        for name in ("separator", "system_prompt"):
+            if not isinstance(getattr(self, name), str | None):
+                raise InputError(f"prompt {name} {shown(getattr(self, name))}, expected text")
+        if not isinstance(self.shots, int | None):
+            raise InputError(f"prompt shots {shown(self.shots)}, expected a whole number")
+        try:
+            examples = tuple(e if isinstance(e, Question) else Question(**e) for e in self.examples)
+        except TypeError as error:
+            raise InputError(f"prompt examples: {error}; expected answered questions") from None
         object.__setattr__(self, "examples", examples)
         if self.shots is not None and not 1 <= self.shots <= len(examples):
             raise InputError(

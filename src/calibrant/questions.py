@@ -8,7 +8,6 @@ question under two ids, control characters) is kept and counted in `Questions.wa
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import io
 import json
@@ -16,14 +15,14 @@ import os
 import random
 import re
 import unicodedata
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
-from calibrant.errors import InputError
+from calibrant.errors import InputError, shown
+from calibrant.unpacking import Parquet, open_unpacked
 
 MAX_OPTIONS = 26  # one letter each
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -144,7 +143,10 @@ def _check_unicode(where: str, text: str) -> None:
 
 
 def _show(value: object) -> str:
-    text = json.dumps(value, default=repr)
+    try:
+        text = json.dumps(value, default=repr)
+    except RecursionError:  # only just not too deep to be read
+        text = shown(value)
     names = {bool: "boolean", type(None): "nothing", dict: "object", float: "decimal number"}
     kind = names.get(type(value), type(value).__name__)
     return f"{text if len(text) <= 60 else text[:57] + '...'} is of type {kind}"
@@ -189,11 +191,8 @@ class Questions(Sequence[Question]):
         set_(self, "items", tuple(items))
         set_(self, "name", name)
         set_(self, "skipped", tuple(skipped))
-        seen: set[str] = set()
-        for question in self.items:
-            if question.id in seen:
-                raise InputError(f"{name}: id {question.id!r} occurs more than once")
-            seen.add(question.id)
+        if (twin := first_twin(question.id for question in self.items)) is not None:
+            raise InputError(f"{name}: id {twin!r} occurs more than once")
 
     def __len__(self) -> int:
         return len(self.items)
@@ -331,8 +330,25 @@ def question_key(question: Question) -> str:
 def _normalise(text: str) -> str:
     if text.isascii():
         return " ".join(text.lower().split())
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    safe = text if len(text) < _LONG else _few_marks(text)
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", safe).casefold())
     return " ".join(folded.split())
+
+
+_LONG = 1000  # characters up to which even nothing but marks is normalised at once
+_MARKS = 30  # that may stand in a row; Unicode's Stream-Safe Text Format (UAX 15)
+
+
+def _few_marks(text: str) -> str:
+    """Part longer rows of combining marks: putting n in order takes normalize n² steps."""
+    parted, row = [], 0
+    for character in text:
+        row = row + 1 if unicodedata.combining(character) else 0
+        if row > _MARKS:
+            parted.append("\u034f")  # joins graphemes, is not seen, and is no mark
+            row = 1
+        parted.append(character)
+    return "".join(parted)
 
 
 def drop_overlap(train: Questions, *others: Questions) -> tuple[Questions, int]:
@@ -415,7 +431,8 @@ def load_questions(
     * ``.csv``, ``.csv.gz``: a header row; the options in columns ``choice_1``, ``choice_2``, ... or
       ``A``, ``B``, ... (empty cells at the end: fewer options), or as a JSON list in ``choices``.
       Digits in ``answer`` are the 0-based index.
-    * ``.parquet``: ``choices`` a list of strings, or option columns as in CSV.
+    * ``.parquet``: ``choices`` a list of strings, or option columns as in CSV. Parquet and ``.gz``
+      are unpacked no further than `calibrant.unpacking` allows.
     * ``owner/name[/config][:split]``: a Hub data set, read with `datasets`. cais/mmlu,
       openlifescienceai/medmcqa, allenai/openbookqa, allenai/ai2_arc (config ARC-Easy or
       ARC-Challenge) and tau/commonsense_qa are known; others need the fields above or ``columns``.
@@ -498,17 +515,11 @@ def _open(
 
 def _read(path: Path, compressed: bool) -> bytes:
     try:
-        data = path.read_bytes()
+        with open_unpacked(path) as file:
+            data = file.read()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if compressed:
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(
-                f"{path}: damaged or truncated gzip ({error}), expected a complete gzip file"
-            ) from error
-    elif data.startswith(b"\x1f\x8b"):
+    if not compressed and data.startswith(b"\x1f\x8b"):
         raise InputError(f"{path}: is gzip-compressed, expected a name that ends in .gz")
     data = data.removeprefix(b"\xef\xbb\xbf")
     if not data.strip():
@@ -552,8 +563,7 @@ def _json_row(line: bytes, columns: Columns | None) -> Row:
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) != len(pairs):
-        names = [name for name, _ in pairs]
-        twin = next(name for name in names if names.count(name) > 1)
+        twin = first_twin(name for name, _ in pairs)
         raise InputError(f"{twin}: the field occurs twice in one object, expected once")
     return row
 
@@ -601,31 +611,33 @@ def _csv_row(
 
 
 def _parquet_rows(path: Path, columns: Columns | None) -> _Rows:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-        header = file.schema_arrow.names
-        plan = _option_columns(header, columns, str(path))
-        wanted = {*_FIELDS, *_TEXT_AND_LABEL.values(), *(plan or ())}
-        for source in (columns or {}).values():
-            wanted.update([source] if isinstance(source, str) else source)
-        number = 0
-        for batch in file.iter_batches(columns=[name for name in header if name in wanted]):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, _caught(_renamed, row, columns, plan)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
+    file = Parquet(path)
+    plan = _option_columns(file.names, columns, str(path))
+    wanted = {*_FIELDS, *_TEXT_AND_LABEL.values(), *(plan or ())}
+    for source in (columns or {}).values():
+        wanted.update([source] if isinstance(source, str) else source)
+    number = 0
+    for row in file.rows([name for name in file.names if name in wanted]):
+        number += 1
+        yield number, _caught(_renamed, row, columns, plan)
     if not number:
         raise InputError(f"{path}: is empty, expected at least one question")
 
 
+def first_twin(names: Iterable[str]) -> str | None:
+    """Return the first name that occurs again, None if all differ."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
 def _option_columns(header: Sequence[str], columns: Columns | None, name: str) -> list[str] | None:
     """Find the columns that hold one option each: None if the options are in one column."""
-    if twins := [column for column in header if list(header).count(column) > 1]:
-        raise InputError(f"{name}: column {twins[0]!r} occurs twice in the header")
+    if (twin := first_twin(header)) is not None:
+        raise InputError(f"{name}: column {twin!r} occurs twice in the header")
     if columns is not None and "choices" in columns:
         return None
     numbered = [f"choice_{k}" for k in range(1, MAX_OPTIONS + 2)]

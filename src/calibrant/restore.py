@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -27,7 +26,7 @@ from calibrant.choice import (
 from calibrant.diagnosis.report import CalibrationReport, evaluate
 from calibrant.diagnosis.verdict import Verdict, verdict
 from calibrant.errors import InputError
-from calibrant.files import write_text
+from calibrant.files import read_json, write_json
 from calibrant.posthoc import LABELLED, REFERENCED, NoOptimumError
 from calibrant.posthoc import load as load_calibrator
 from calibrant.progress import progress
@@ -297,7 +296,7 @@ def restore(
                     f"{method}: early stopping found no evaluation that was neither harmed nor "
                     "gamed; the last weights were kept"
                 )
-    write_text(folder / "report.json", json.dumps(result.to_dict(), indent=1) + "\n")
+    write_json(folder / "report.json", result.to_dict())
     return result
 
 
@@ -630,7 +629,7 @@ class _Work:
             "quantize": s.quantize,
             "versions": versions(),
         }
-        write_text(self.folder / method / "restored.json", json.dumps(content, indent=2) + "\n")
+        write_json(self.folder / method / "restored.json", content)
 
     # -- cost ---------------------------------------------------------------------------------
 
@@ -639,7 +638,7 @@ class _Work:
         path = self.folder / method / "cost.json"
         if not path.exists():
             return {}
-        cost: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        cost: dict[str, float] = read_json(path)
         return cost
 
     def _note_cost(self, method: str, **more: float) -> None:
@@ -650,7 +649,7 @@ class _Work:
         cost["peak_memory_gb"] = max(cost.get("peak_memory_gb", 0.0), peak_memory_gb())
         path = self.folder / method
         path.mkdir(parents=True, exist_ok=True)
-        write_text(path / "cost.json", json.dumps(cost, indent=2) + "\n")
+        write_json(path / "cost.json", cost)
 
 
 def _over_options_alone(method: str, settings: RestoreSettings) -> bool:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from calibrant import posthoc
 from calibrant.answers import AnswerTable, is_answer_table
 from calibrant.errors import InputError
-from calibrant.files import read_json, replacing_folder, write_text
+from calibrant.files import read_json, read_yaml, replacing_folder, write_text
 from calibrant.foreign import FILE_TYPES, read_table
 from calibrant.prompts import Prompt
 from calibrant.scoring.harness import Metric as HarnessMetric
@@ -71,10 +71,7 @@ def open_run(folder: str | os.PathLike[str], config: dict[str, Any]) -> Path:
     config_file = path / "config.yaml"
     wanted = json.loads(json.dumps(config))
     if config_file.exists():
-        try:
-            found = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise InputError(f"{config_file}: cannot be read: {error}") from error
+        found = read_yaml(config_file)
         differing = _first_difference(found, wanted)
         if differing:
             raise InputError(
@@ -435,7 +432,8 @@ def run_folders(runs: Sequence[str]) -> dict[str, str]:
         methods = [p.parent for p in run.glob("*/answers") if p.is_dir()]
         alone = not methods or (run / "answers").is_dir() or (run / "answers.parquet").is_file()
         # The order of the run, which is that of its report; others after it.
-        known = list(_report(run).get("reports", {}))
+        known = _report(run).get("reports")
+        known = known if isinstance(known, dict) else {}
         order = {name: i for i, name in enumerate([BEFORE, *known])}
         methods.sort(key=lambda p: (order.get(p.name, len(order)), p.name))
         paths += [run] if alone else methods
@@ -449,14 +447,14 @@ def run_folders(runs: Sequence[str]) -> dict[str, str]:
 
 def set_domains(folder: str | os.PathLike[str]) -> dict[str, str]:
     """Domain of each test set of a restoration's method, "in", "out" or "train"; {} if unknown."""
-    domains = _report(Path(folder).parent).get("sets", {})
-    return {str(name): str(domain) for name, domain in domains.items()}
+    domains = _report(Path(folder).parent).get("sets")
+    return {n: str(d) for n, d in domains.items()} if isinstance(domains, dict) else {}
 
 
 def _report(folder: Path) -> dict[str, Any]:
     """Content of a run's ``report.json``; {} where there is none to be read."""
     try:
-        content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(folder / "report.json")
+    except InputError:
         return {}
     return content if isinstance(content, dict) else {}

@@ -170,7 +170,7 @@ def test_a_file_without_a_version_is_the_first_version(tmp_path):
         ({**BINNING, "values": [0.3, 0.0]}, "values, expected numbers between 0 and 1"),
         ({**BINNING, "slope": None}, "slope None, expected a number"),
         ({**VECTOR, "weight": [[1.0, 0], [0, 1.0]]}, r"weight .* of shape \(2,\)"),
-        ({**VECTOR, "bias": [0.0]}, "bias of 1 options, expected at least 2"),
+        ({**VECTOR, "bias": [0.0]}, "bias of 1 options, expected 2 to 1,000"),
         ({**VECTOR, "kind": "dirichlet"}, r"weight .* of shape \(2, 2\)"),
         ({**PRIDE, "prior": {}}, "prior {}, expected named numbers"),
         ({**PRIDE, "prior": {"3": [0.5, 0.5]}}, r"3 \[0.5, 0.5\], expected finite .* \(3,\)"),

@@ -9,6 +9,7 @@ what was asked. It follows vLLM where vLLM goes further than OpenAI: token ids a
 """
 
 import asyncio
+import gzip
 import json
 import socket
 import sys
@@ -32,7 +33,12 @@ SETTINGS = {
     "key": None,  # the key that is asked for
     "retry_after": "0.2",
 }
-FAULTS = ("drop", "slow", "429", "500", "400", "garbage", "empty", "nan", "bare", "redirect")
+FAULTS = (
+    "drop", "slow", "429", "500", "400", "garbage", "empty", "nan", "bare", "redirect", "bomb",
+    "deep",
+)  # fmt: skip
+
+BOMB = gzip.compress(b"[" + b" " * (16 << 20)) + gzip.compress(b" " * (16 << 20)) * 31  # 512 MiB
 
 state = {"faults": [], "requests": [], "at_once": 0, "most_at_once": 0, **SETTINGS}
 
@@ -70,6 +76,8 @@ async def faulty(fault):
             '{"choices": [{"logprobs": {"top_logprobs": [{" A": NaN, " B": -1.0}]}}]}',
             media_type="application/json",
         ),
+        "deep": lambda: Response("[" * 100_000, media_type="application/json"),
+        "bomb": lambda: Response(BOMB, headers={"Content-Encoding": "gzip"}),
         "redirect": lambda: Response(status_code=307, headers={"Location": "http://localhost:1/"}),
     }
     return replies[fault]() if fault in replies else None

@@ -213,7 +213,9 @@ def test_an_address_that_cannot_be_used_is_refused(questions, url):
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("fault", ["drop", "slow", "429", "500", "garbage", "empty", "nan", "bare"])
+@pytest.mark.parametrize(
+    "fault", ["drop", "slow", "429", "500", "garbage", "empty", "nan", "bare", "deep"]
+)
 def test_what_fails_once_is_asked_again(served, tokenizer, questions, fault):
     """Every other request of the first twenty fails, the very first one included."""
     some = questions[:12]
@@ -253,6 +255,13 @@ def test_a_redirect_is_not_followed(served, questions):
     served.control(faults=["redirect"])
     with pytest.raises(InputError, match="status 307"):
         ask(served, questions)
+
+
+def test_a_reply_that_unpacks_to_gigabytes_is_dropped(served, questions):
+    """By us, or by an aiohttp that has a limit of its own."""
+    served.control(faults=["bomb"] * 2)
+    with pytest.raises(InputError, match=r"longer than 64 MiB|ecompress"):
+        ask(served, questions, retries=0)
 
 
 def test_nobody_listening_is_one_message(questions):

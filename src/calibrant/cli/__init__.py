@@ -59,6 +59,12 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing about a user is sent
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        "".join(given).encode()
+    except UnicodeEncodeError:
+        click.echo(f"Error: {shlex.join(given)!a}: not UTF-8, expected text", err=True)
+        return 2
     try:
         result: Any = cli.main(arguments, prog_name="calibrant", standalone_mode=False)
     except click.UsageError as error:
@@ -79,10 +85,9 @@ def run(arguments: list[str] | None = None) -> int:
         )
         return 1
     except (KeyboardInterrupt, click.Abort):
-        given = shlex.join(["calibrant", *(sys.argv[1:] if arguments is None else arguments)])
         click.echo(
             "\nInterrupted. To go on from what is finished, give the same command again:\n"
-            f"  {given}",
+            f"  {shlex.join(['calibrant', *given])}",
             err=True,
         )
         return 130

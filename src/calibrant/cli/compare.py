@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from calibrant.cli.options import config_option, seed_option
+from calibrant.cli.options import Number, config_option, seed_option
 from calibrant.cli.terminal import terminal_options
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ Tables = dict[str, dict[str, "AnswerTable"]]  # run -> test set -> answers
     "--tolerance",
     default=0.03,
     show_default=True,
+    type=Number(0, 1),
     help="conf-ECE the verdict counts as calibrated.",
 )
 @click.option("--questions", multiple=True, help="Files of the questions, to show mistakes with.")
@@ -180,7 +180,7 @@ def _write(
     """Write the folder of a comparison."""
     from calibrant.cli.evaluate import matches
     from calibrant.diagnosis.report import evaluate
-    from calibrant.files import write_text
+    from calibrant.files import write_json
     from calibrant.questions import load_questions
     from calibrant.report.comparison import change_table, plot_changes, prepare_changes
     from calibrant.report.figures import save_figure
@@ -191,7 +191,7 @@ def _write(
     folder = open_run(
         output_dir, {"command": "compare", "settings": settings, "versions": versions()}
     )
-    write_text(folder / "report.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_json(folder / "report.json", results)
     measured = {}
     for s, by_run in found.verdicts.items():
         there = {run: tables[run][s] for run in (found.baseline, *by_run)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from typing import Any
@@ -38,6 +37,7 @@ def command(fast: bool, workers: int, output_dir: str, seed: int) -> dict[str, A
 
     from rich.console import Console
 
+    from calibrant.files import read_json
     from calibrant.lab.findings import results_table, words
     from calibrant.lab.page import write_page
     from calibrant.lab.story import CHAPTERS, DEMO, FAST, LabSettings, Story, tell
@@ -58,5 +58,5 @@ def command(fast: bool, workers: int, output_dir: str, seed: int) -> dict[str, A
     click.echo(f"Written to {output_dir}: report.html (open it in a browser), report.md, figures/,")
     click.echo("questions/ and one folder per model, for example:")
     click.echo(f"  calibrant compare {output_dir}/dpo-0.1 {output_dir}/cft")
-    numbers: dict[str, Any] = json.loads((story.folder / "report.json").read_text("utf-8"))
+    numbers: dict[str, Any] = read_json(story.folder / "report.json")
     return numbers | {"output_dir": output_dir}

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from calibrant.cli.options import config_option, seed_option
+from calibrant.cli.options import SHARE, config_option, seed_option
 from calibrant.cli.terminal import terminal_options
 
 
@@ -19,7 +19,7 @@ from calibrant.cli.terminal import terminal_options
     "--margin",
     default=0.05,
     show_default=True,
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=SHARE,
     help="Train accuracy above the critical accuracy that is still called calibratable.",
 )
 @click.option("--questions", help="File of the test questions, to show mistakes with.")

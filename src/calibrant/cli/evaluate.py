@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 import click
 
 from calibrant.cli.options import (
+    Number,
     choices_option,
     config_option,
     loading_options,
@@ -63,7 +63,7 @@ _Ask = Callable[[Any, Path], Any]
 @permutations_option
 @click.option(
     "--debias",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     metavar="SHARE",
     help="Ask this share of the questions in cyclic orders to estimate how likely each letter is "
     "whatever the option, and divide that out of all answers (PriDe).",
@@ -259,12 +259,11 @@ def _compared(table: Any, folder: Path, model: str, seed: int) -> tuple[Any, Any
     """Answers of the adapter's base model with the verdict, also kept as JSON; and its table."""
     from calibrant.answers import AnswerTable
     from calibrant.diagnosis.verdict import verdict
-    from calibrant.files import write_text
     from calibrant.report.tables import difference_table
 
     before = AnswerTable.load(folder / BASE / "answers.parquet")
     judged = verdict(before, table, seed=seed)
-    write_text(folder / BASE / "change.json", json.dumps(judged.to_dict(), indent=1) + "\n")
+    judged.save(folder / BASE / "change.json")
     change = difference_table(judged, name="adapter", before="base model", after=model)
     return (before, judged), change
 

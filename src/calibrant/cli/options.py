@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
-import yaml
 from click.core import ParameterSource
 
+from calibrant.errors import InputError, shown
+from calibrant.files import read_yaml
 from calibrant.prompts import LetterStyle, LetterTokens, Prompt, PromptFormat, ShotChoice
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,9 +24,9 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | No
     if path is None:
         return
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise click.BadParameter(f"{path}: cannot be read as YAML: {error}") from error
+        values = read_yaml(path)
+    except InputError as error:
+        raise click.BadParameter(str(error)) from error
     if not isinstance(values, dict):
         raise click.BadParameter(f"{path}: expected a mapping of option names to values")
     if values.get("command") == ctx.command.name and isinstance(values.get("settings"), dict):
@@ -39,7 +41,7 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | No
         option = known.get(str(key).replace("-", "_"))
         if option is None:
             raise click.BadParameter(
-                f"{path}: unknown key {key!r}; expected of {', '.join(sorted(known))}"
+                f"{path}: unknown key {shown(key)}; expected of {', '.join(sorted(known))}"
             )
         if value is None:
             continue
@@ -47,7 +49,7 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | No
         values_of = value if several and isinstance(value, list) else [value]
         for each in values_of:
             if expected := _unfit(option, each):
-                raise click.BadParameter(f"{path}: {key} is {each!r}, expected {expected}")
+                raise click.BadParameter(f"{path}: {key} is {shown(each)}, expected {expected}")
         defaults[option.name] = values_of if several else value
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
@@ -63,6 +65,20 @@ def _unfit(option: click.Parameter, value: Any) -> str:
     if isinstance(option.type, click.types.IntParamType) and isinstance(value, float):
         return "a whole number"
     return ""
+
+
+class Number(click.FloatRange):
+    """A finite number within limits; NaN would pass click's own test, being on no side of one."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Refuse what is no such number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
+
+
+SHARE = Number(0, 1, min_open=True, max_open=True)
 
 
 def config_option(function: F) -> F:
@@ -92,15 +108,19 @@ def _separator(ctx: Any, parameter: Any, value: str | None) -> str | None:
 
 def _labels(ctx: Any, parameter: Any, value: Any) -> tuple[str, ...]:
     words = value.split(",") if isinstance(value, str) else value or ()
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise click.BadParameter(
+            f"{shown(value)}, expected label words; in YAML, words such as yes, no and 1 in quotes"
+        )
     return tuple(word.strip() for word in words)
 
 
 def _orders(ctx: Any, parameter: Any, value: Any) -> str | int | None:
     if value is None or value in ("cyclic", "all"):
         return value  # type: ignore[no-any-return]
-    if str(value).isdigit() and int(value) > 0:
+    if str(value).isdecimal() and len(str(value)) < 9 and int(value) > 0:
         return int(value)
-    raise click.BadParameter(f"{value!r} is not cyclic, all or a number from 1")
+    raise click.BadParameter(f"{shown(value)} is not cyclic, all or a number from 1")
 
 
 permutations_option = click.option(
@@ -252,7 +272,7 @@ def server_options(function: F) -> F:
             ),
             click.option(
                 "--timeout",
-                type=click.FloatRange(0, min_open=True),
+                type=Number(0, min_open=True),
                 default=60.0,
                 show_default=True,
                 help="Seconds for one reply.",
@@ -287,4 +307,10 @@ def output_option(default: str) -> Callable[[F], F]:
     return add
 
 
-seed_option = click.option("--seed", default=0, show_default=True, help="Of everything random.")
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),  # what NumPy's oldest generators take
+    default=0,
+    show_default=True,
+    help="Of everything random.",
+)

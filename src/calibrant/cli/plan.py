@@ -6,23 +6,21 @@ from typing import Any
 
 import click
 
-from calibrant.cli.options import config_option, seed_option
+from calibrant.cli.options import SHARE, config_option, seed_option
 from calibrant.cli.terminal import terminal_options
-
-_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 @click.command("plan")
-@click.option("--ece-change", type=_SHARE, help="Fall of conf-ECE to be shown.")
+@click.option("--ece-change", type=SHARE, help="Fall of conf-ECE to be shown.")
 @click.option(
     "--ece-before",
-    type=_SHARE,
+    type=SHARE,
     help="conf-ECE before it.  [default: the change, so that 0 is left]",
 )
-@click.option("--tolerance", type=_SHARE, help="conf-ECE to show a calibrated model to be within.")
+@click.option("--tolerance", type=SHARE, help="conf-ECE to show a calibrated model to be within.")
 @click.option("--answers", help="Run folder or answers of the model at hand, for its confidences.")
 @click.option(
-    "--accuracy", type=_SHARE, default=0.6, show_default=True, help="Without --answers: expected."
+    "--accuracy", type=SHARE, default=0.6, show_default=True, help="Without --answers: expected."
 )
 @click.option(
     "--options",
@@ -33,7 +31,7 @@ _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
     help="Without --answers: options of a question.",
 )
 @click.option(
-    "--power", type=_SHARE, default=0.8, show_default=True, help="How often it is to be shown."
+    "--power", type=SHARE, default=0.8, show_default=True, help="How often it is to be shown."
 )
 @seed_option
 @config_option

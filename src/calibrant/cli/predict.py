@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from calibrant.cli.options import choices_option, config_option, seed_option
+from calibrant.cli.options import SHARE, choices_option, config_option, seed_option
 from calibrant.cli.terminal import terminal_options
 from calibrant.progress import note
 
@@ -19,12 +19,12 @@ from calibrant.progress import note
 @click.option("--output", required=True, help="File to write: .csv, .jsonl or .parquet.")
 @click.option(
     "--max-risk",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=SHARE,
     help="Mark as answered only what is wrong at most so often, by the run's own test questions.",
 )
 @click.option(
     "--level",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=SHARE,
     default=0.95,
     show_default=True,
     help="How sure --max-risk is to hold.",

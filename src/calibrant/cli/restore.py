@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from calibrant.cli.options import (
+    SHARE,
+    Number,
     choices_option,
     config_option,
     model_options,
@@ -48,12 +50,12 @@ from calibrant.training import METHODS as FINE_TUNING
 )
 @click.option(
     "--min-accuracy",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help="Accuracy on held-out questions below which auto tries fine-tuning.",
 )
 @click.option(
     "--selection-fraction",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=SHARE,
     default=0.25,
     show_default=True,
     help="Share of the training questions auto chooses on.",
@@ -71,9 +73,11 @@ from calibrant.training import METHODS as FINE_TUNING
     help="Training questions that occur in a test set.",
 )
 @click.option("--skip-invalid", is_flag=True, help="Leave out bad rows, and say which.")
-@click.option("--epochs", default=1.0, show_default=True)
+@click.option("--epochs", default=1.0, show_default=True, type=Number(0, min_open=True))
 @click.option(
-    "--learning-rate", type=float, help="[default: 3e-4 with LoRA, 2e-5 for every weight]"
+    "--learning-rate",
+    type=Number(0, min_open=True),
+    help="[default: 3e-4 with LoRA, 2e-5 for every weight]",
 )
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1))
 @click.option(
@@ -88,7 +92,7 @@ from calibrant.training import METHODS as FINE_TUNING
     "--lora-dropout",
     default=0.0,
     show_default=True,
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Number(0, 1, max_open=True),
 )
 @click.option("--dora", is_flag=True, help="Adapters with a magnitude of their own (DoRA).")
 @click.option(
@@ -125,13 +129,13 @@ from calibrant.training import METHODS as FINE_TUNING
 )
 @click.option(
     "--strength",
-    type=click.FloatRange(0),
+    type=Number(0),
     help="ε, λ or γ of label-smoothing, entropy, focal, brier, cogcalib.",
 )
-@click.option("--ece-weight", default=1.0, show_default=True, help="λ of rcft.")
+@click.option("--ece-weight", default=1.0, show_default=True, type=Number(0), help="λ of rcft.")
 @click.option(
     "--question-weight",
-    type=click.FloatRange(0),
+    type=Number(0),
     help="Weight of the question's own tokens, which keep the model a language model.  [default: 1 "
     "for sft, rcft and tempered-cft, 0 for the others]",
 )
@@ -146,12 +150,14 @@ from calibrant.training import METHODS as FINE_TUNING
     "--calibration-fraction",
     default=0.2,
     show_default=True,
+    type=SHARE,
     help="Training questions rcft keeps for its E-step.",
 )
 @click.option(
     "--tolerance",
     default=0.03,
     show_default=True,
+    type=Number(0, 1),
     help="conf-ECE the verdict counts as calibrated.",
 )
 @choices_option

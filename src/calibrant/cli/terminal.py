@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from calibrant.files import json_text
 from calibrant.progress import hushed
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,7 +32,7 @@ def terminal_options(function: F) -> F:
         with _speaking(quiet=quiet, as_json=as_json):
             result = function(*args, **options)
         if as_json and result is not None:
-            click.echo(json.dumps(result, indent=1, allow_nan=False))
+            click.echo(json_text(result))
 
     for option in (
         click.option(

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,10 +15,10 @@ from numpy.typing import NDArray
 
 from calibrant.answers import AnswerTable
 from calibrant.diagnosis._tempering import newton_terms
-from calibrant.diagnosis.report import SATURATED, _check_version, _parse, _read
+from calibrant.diagnosis.report import SATURATED
 from calibrant.diagnosis.verdict import _joint_groups
 from calibrant.errors import InputError
-from calibrant.files import write_text
+from calibrant.files import JsonFile
 from calibrant.metrics._input import Bools, Floats, Ints
 from calibrant.metrics._intervals import effective_rows
 from calibrant.metrics._resampling import weight_blocks
@@ -33,13 +31,12 @@ from calibrant.metrics.inference import (
 from calibrant.permutations import one_row_each, own_orders, question_priors
 from calibrant.posthoc.reference import BaseKL
 
-FORMAT_VERSION = 1
 LEVEL = 0.95
 _TAILS = (0.025, 0.975)
 
 
 @dataclass(frozen=True, eq=False)
-class CollapseReport:
+class CollapseReport(JsonFile):
     """What one stage of training did to the option probabilities.
 
     Attributes
@@ -64,6 +61,8 @@ class CollapseReport:
     >>> CollapseReport.from_json(report.to_json()).to_dict() == report.to_dict()
     True
     """
+
+    what = "collapse report"
 
     n: int
     paired: bool
@@ -92,7 +91,7 @@ class CollapseReport:
     def to_dict(self) -> dict[str, Any]:
         """Give plain lists and numbers, ready for JSON."""
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             "n": self.n,
             "paired": self.paired,
             "estimates": {name: e.to_dict() for name, e in self.estimates.items()},
@@ -106,61 +105,20 @@ class CollapseReport:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> CollapseReport:
-        """Read what `to_dict` gave.
-
-        Raises
-        ------
-        InputError
-            If it is something else, or written by a newer version.
-        """
-        _check_version(values, FORMAT_VERSION, "collapse report")
-        try:
-            return cls(
-                n=int(values["n"]),
-                paired=bool(values["paired"]),
-                estimates={k: Estimate.from_dict(v) for k, v in values["estimates"].items()},
-                letter_bias=tuple(map(Estimate.from_dict, values["letter_bias"])),
-                predicted_shares=tuple(map(Estimate.from_dict, values["predicted_shares"])),
-                letter_prior={
-                    int(k): tuple(map(Estimate.from_dict, prior))
-                    for k, prior in values["letter_prior"].items()
-                },
-                notes=tuple(values["notes"]),
-                settings=dict(values["settings"]),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"not a collapse report: {error!r}") from error
-
-    def to_json(self) -> str:
-        """Give the report as JSON text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> CollapseReport:
-        """Read what `to_json` gave.
-
-        Raises
-        ------
-        InputError
-            If it is not JSON, or not a collapse report.
-        """
-        return cls.from_dict(_parse(text, "collapse report"))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON; the file appears complete or not at all."""
-        write_text(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> CollapseReport:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        InputError
-            If the file cannot be read or is no collapse report.
-        """
-        return cls.from_json(_read(path))
+    def _of(cls, values: dict[str, Any]) -> CollapseReport:
+        return cls(
+            n=int(values["n"]),
+            paired=bool(values["paired"]),
+            estimates={k: Estimate.from_dict(v) for k, v in values["estimates"].items()},
+            letter_bias=tuple(map(Estimate.from_dict, values["letter_bias"])),
+            predicted_shares=tuple(map(Estimate.from_dict, values["predicted_shares"])),
+            letter_prior={
+                int(k): tuple(map(Estimate.from_dict, prior))
+                for k, prior in values["letter_prior"].items()
+            },
+            notes=tuple(values["notes"]),
+            settings=dict(values["settings"]),
+        )
 
 
 def collapse(

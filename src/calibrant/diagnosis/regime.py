@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -18,15 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from calibrant.answers import AnswerTable
 from calibrant.diagnosis._tempering import newton_terms
 from calibrant.diagnosis.bounds import Bounds, bounds
-from calibrant.diagnosis.report import _check_version, _parse, _read
 from calibrant.errors import InputError
-from calibrant.files import write_text
+from calibrant.files import JsonFile
 from calibrant.metrics._input import Floats
 from calibrant.metrics.inference import Estimate, bootstrap_intervals, clusters
 from calibrant.permutations import one_row_each
 from calibrant.posthoc.temperature import TemperatureScaling
 
-FORMAT_VERSION = 1
 LEVEL = 0.95
 LABELS = ("calibratable", "non-calibratable", "cannot tell")
 TOLERANCE = 0.03  # conf-ECE that counts as calibrated, as in `verdict`
@@ -34,7 +30,7 @@ _NORMAL = 1.959963984540054  # quantile of .975
 
 
 @dataclass(frozen=True, eq=False)
-class RegimeReport:
+class RegimeReport(JsonFile):
     """Where a model stands between train accuracy, test accuracy and critical accuracy.
 
     Attributes
@@ -48,6 +44,8 @@ class RegimeReport:
     notes : tuple of sentences to beware of.
     settings : dict: ``margin``, ``n_resamples``, ``seed``, ``level``.
     """
+
+    what = "regime report"
 
     label: str
     reason: str
@@ -78,7 +76,7 @@ class RegimeReport:
     def to_dict(self) -> dict[str, Any]:
         """Give plain lists and numbers, ready for JSON."""
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             "label": self.label,
             "reason": self.reason,
             "method": self.method,
@@ -93,61 +91,20 @@ class RegimeReport:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RegimeReport:
-        """Read what `to_dict` gave.
-
-        Raises
-        ------
-        InputError
-            If it is something else, or written by a newer version.
-        """
-        _check_version(values, FORMAT_VERSION, "regime report")
-        try:
-            return cls(
-                label=str(values["label"]),
-                reason=str(values["reason"]),
-                method=str(values["method"]),
-                recommendation=str(values["recommendation"]),
-                n_train=int(values["n_train"]),
-                n_test=int(values["n_test"]),
-                n_reference=int(values["n_reference"]),
-                estimates={k: Estimate.from_dict(v) for k, v in values["estimates"].items()},
-                bounds={k: Bounds.from_dict(v) for k, v in values["bounds"].items()},
-                notes=tuple(values["notes"]),
-                settings=dict(values["settings"]),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"not a regime report: {error!r}") from error
-
-    def to_json(self) -> str:
-        """Give the report as JSON text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> RegimeReport:
-        """Read what `to_json` gave.
-
-        Raises
-        ------
-        InputError
-            If it is not JSON, or not a regime report.
-        """
-        return cls.from_dict(_parse(text, "regime report"))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON; the file appears complete or not at all."""
-        write_text(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> RegimeReport:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        InputError
-            If the file cannot be read or is no regime report.
-        """
-        return cls.from_json(_read(path))
+    def _of(cls, values: dict[str, Any]) -> RegimeReport:
+        return cls(
+            label=str(values["label"]),
+            reason=str(values["reason"]),
+            method=str(values["method"]),
+            recommendation=str(values["recommendation"]),
+            n_train=int(values["n_train"]),
+            n_test=int(values["n_test"]),
+            n_reference=int(values["n_reference"]),
+            estimates={k: Estimate.from_dict(v) for k, v in values["estimates"].items()},
+            bounds={k: Bounds.from_dict(v) for k, v in values["bounds"].items()},
+            notes=tuple(values["notes"]),
+            settings=dict(values["settings"]),
+        )
 
 
 def regime(

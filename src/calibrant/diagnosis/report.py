@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +12,7 @@ from numpy.typing import NDArray
 
 from calibrant.answers import AnswerTable
 from calibrant.errors import InputError
-from calibrant.files import write_text
+from calibrant.files import JsonFile
 from calibrant.metrics.binned import BinTable, bin_table
 from calibrant.metrics.inference import (
     DEFAULTS,
@@ -28,7 +25,6 @@ from calibrant.metrics.inference import (
 )
 from calibrant.progress import progress
 
-FORMAT_VERSION = 1
 LARGE = 20_000  # answers whose measuring takes more than a moment
 SATURATED = 0.99  # a confidence above this counts as saturated
 _LOW_MASS = 0.9
@@ -47,7 +43,7 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class CalibrationReport:
+class CalibrationReport(JsonFile):
     """Every metric of one answer table with its interval, and what to beware of.
 
     Attributes
@@ -74,6 +70,8 @@ class CalibrationReport:
     >>> CalibrationReport.from_json(report.to_json()).to_dict() == report.to_dict()
     True
     """
+
+    what = "calibration report"
 
     n: int
     metrics: dict[str, Estimate]
@@ -207,7 +205,7 @@ class CalibrationReport:
     def to_dict(self) -> dict[str, Any]:
         """Give plain lists and numbers, ready for JSON."""
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             "n": self.n,
             "metrics": {name: e.to_dict() for name, e in self.metrics.items()},
             "floors": {name: f.to_dict() for name, f in self.floors.items()},
@@ -220,59 +218,18 @@ class CalibrationReport:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> CalibrationReport:
-        """Read what `to_dict` gave.
-
-        Raises
-        ------
-        InputError
-            If it is something else, or written by a newer version.
-        """
-        _check_version(values, FORMAT_VERSION, "calibration report")
-        try:
-            return cls(
-                n=int(values["n"]),
-                metrics={k: Estimate.from_dict(v) for k, v in values["metrics"].items()},
-                floors={k: NoiseFloor.from_dict(v) for k, v in values["floors"].items()},
-                bins=BinTable.from_dict(values["bins"]),
-                class_bins=BinTable.from_dict(values["class_bins"]),
-                summary=dict(values["summary"]),
-                warnings=tuple(values["warnings"]),
-                settings=dict(values["settings"]),
-                provenance=dict(values["provenance"]),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"not a calibration report: {error!r}") from error
-
-    def to_json(self) -> str:
-        """Give the report as JSON text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> CalibrationReport:
-        """Read what `to_json` gave.
-
-        Raises
-        ------
-        InputError
-            If it is not JSON, or not a report.
-        """
-        return cls.from_dict(_parse(text, "calibration report"))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON; the file appears complete or not at all."""
-        write_text(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> CalibrationReport:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        InputError
-            If the file cannot be read or is no report.
-        """
-        return cls.from_json(_read(path))
+    def _of(cls, values: dict[str, Any]) -> CalibrationReport:
+        return cls(
+            n=int(values["n"]),
+            metrics={k: Estimate.from_dict(v) for k, v in values["metrics"].items()},
+            floors={k: NoiseFloor.from_dict(v) for k, v in values["floors"].items()},
+            bins=BinTable.from_dict(values["bins"]),
+            class_bins=BinTable.from_dict(values["class_bins"]),
+            summary=dict(values["summary"]),
+            warnings=tuple(values["warnings"]),
+            settings=dict(values["settings"]),
+            provenance=dict(values["provenance"]),
+        )
 
 
 def evaluate(
@@ -442,28 +399,3 @@ def _metric_line(e: Estimate) -> str:
 
 def _letter(k: int) -> str:
     return chr(ord("A") + k) if k < 26 else str(k)
-
-
-def _check_version(values: dict[str, Any], version: int, what: str) -> None:
-    if not isinstance(values, dict) or "format_version" not in values:
-        raise InputError(f"not a {what}: no format_version")
-    if values["format_version"] > version:
-        raise InputError(
-            f"{what} format {values['format_version']}, this version reads up to {version}; "
-            "upgrade calibrant"
-        )
-
-
-def _parse(text: str, what: str) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not a {what}: invalid JSON: {error}") from error
-    return values
-
-
-def _read(path: str | os.PathLike[str]) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error

@@ -5,9 +5,7 @@ The rule and its simulated error rates are in `docs/statistics.md`.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from calibrant.answers import AnswerTable
-from calibrant.diagnosis.report import _check_version, _parse, _read
 from calibrant.errors import InputError
-from calibrant.files import write_text
+from calibrant.files import JsonFile
 from calibrant.metrics.inference import (
     Estimate,
     agresti_min,
@@ -26,14 +23,13 @@ from calibrant.metrics.inference import (
     compare_intervals,
 )
 
-FORMAT_VERSION = 1
 LABELS = ("already calibrated", "harmed", "gamed", "fully restored", "improved", "not restored")
 METRICS = ("accuracy", "nll", "brier", "conf_ece", "cw_ece", "auroc", "aurc", "dsc", "signed_gap")
 _ROUNDING = 1e-9  # a change below this is none: the same tables, other arithmetic
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class Verdict(JsonFile):
     """What became of calibration between two models on the same questions.
 
     Attributes
@@ -60,6 +56,8 @@ class Verdict:
     'fully restored'
     """
 
+    what = "verdict"
+
     label: str
     reason: str
     n: int
@@ -79,7 +77,7 @@ class Verdict:
         """Give plain lists and numbers, ready for JSON."""
         parts = {"before": self.before, "after": self.after, "difference": self.difference}
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             "label": self.label,
             "reason": self.reason,
             "n": self.n,
@@ -89,60 +87,19 @@ class Verdict:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Verdict:
-        """Read what `to_dict` gave.
-
-        Raises
-        ------
-        InputError
-            If it is something else, or written by a newer version.
-        """
-        _check_version(values, FORMAT_VERSION, "verdict")
-        try:
-            parts = {
-                part: {k: Estimate.from_dict(v) for k, v in values[part].items()}
-                for part in ("before", "after", "difference")
-            }
-            return cls(
-                label=str(values["label"]),
-                reason=str(values["reason"]),
-                n=int(values["n"]),
-                calibrated_upper=float(values["calibrated_upper"]),
-                settings=dict(values["settings"]),
-                **parts,
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"not a verdict: {error!r}") from error
-
-    def to_json(self) -> str:
-        """Give the verdict as JSON text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Verdict:
-        """Read what `to_json` gave.
-
-        Raises
-        ------
-        InputError
-            If it is not JSON, or not a verdict.
-        """
-        return cls.from_dict(_parse(text, "verdict"))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON; the file appears complete or not at all."""
-        write_text(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Verdict:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        InputError
-            If the file cannot be read or is no verdict.
-        """
-        return cls.from_json(_read(path))
+    def _of(cls, values: dict[str, Any]) -> Verdict:
+        parts = {
+            part: {k: Estimate.from_dict(v) for k, v in values[part].items()}
+            for part in ("before", "after", "difference")
+        }
+        return cls(
+            label=str(values["label"]),
+            reason=str(values["reason"]),
+            n=int(values["n"]),
+            calibrated_upper=float(values["calibrated_upper"]),
+            settings=dict(values["settings"]),
+            **parts,
+        )
 
 
 def verdict(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from calibrant.diagnosis.verdict import verdict
-from calibrant.files import write_text
+from calibrant.files import write_json, write_text
 from calibrant.lab.findings import TOLERANCE, pictures, results_table, theory_table, words
 from calibrant.lab.story import CHAPTERS, IN, Story
 from calibrant.report import page as page_file
@@ -74,7 +73,7 @@ def write_page(story: Story, seconds: float) -> None:
     )
     page_file.write_page(story.folder / "report.html", page)
     write_text(story.folder / "report.md", _markdown(story, tables))
-    write_text(story.folder / "report.json", _numbers(story, seconds))
+    write_json(story.folder / "report.json", _numbers(story, seconds))
 
 
 def _picture(name: str, text: str, figure: Figure) -> Picture:
@@ -101,8 +100,8 @@ def _markdown(story: Story, tables: list[Table]) -> str:
     return "\n".join(parts + [table.to_markdown() for table in tables])
 
 
-def _numbers(story: Story, seconds: float) -> str:
-    content = {
+def _numbers(story: Story, seconds: float) -> dict[str, Any]:
+    return {
         "format_version": 1,
         "settings": asdict(story.settings),
         "seconds": seconds,
@@ -111,4 +110,3 @@ def _numbers(story: Story, seconds: float) -> str:
             for c in story.checkpoints_in_order()
         },
     }
-    return json.dumps(content, indent=1) + "\n"

@@ -25,7 +25,7 @@ from calibrant.answers import AnswerTable
 from calibrant.diagnosis.bounds import Bounds, bounds
 from calibrant.diagnosis.collapse import CollapseReport, collapse
 from calibrant.errors import InputError
-from calibrant.files import write_text
+from calibrant.files import read_json, write_json, write_text
 from calibrant.lab.world import DOMAINS, World
 from calibrant.metrics.inference import Estimate, bootstrap_intervals
 from calibrant.progress import progress
@@ -422,7 +422,7 @@ def take(step: Step, settings: LabSettings, folder: str) -> None:
         model, path = _trained(step, lab, Path(folder))
         model.save_pretrained(target / "model")
         lab.tokenizer.save_pretrained(target / "model")
-        write_text(target / "path.json", json.dumps(path) + "\n")
+        write_json(target / "path.json", path)
         for name, questions in lab.test_sets(step).items():
             _save(lab.answer(model, questions), target, name, step)
     write_text(target / "done", "")
@@ -487,7 +487,7 @@ def _load_tables(folder: Path) -> dict[str, AnswerTable]:
 
 def _load(folder: Path, step: Step) -> Checkpoint:
     target = folder / step.name
-    path = json.loads((target / "path.json").read_text(encoding="utf-8"))
+    path = read_json(target / "path.json")
     return Checkpoint(step, target, _load_tables(target), path)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import sys
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrant.answers import AnswerTable
-from calibrant.errors import InputError
-from calibrant.files import read_json, write_text
+from calibrant.errors import InputError, shown
+from calibrant.files import read_json, write_json
 
 FORMAT_VERSION = 1
 
@@ -67,7 +67,7 @@ class Calibrator(ABC):
             If `fit` has not been called.
         """
         self._require_fit("save")
-        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        write_json(path, self.to_dict())
 
     @abstractmethod
     def _scores(self, answers: AnswerTable) -> Floats:
@@ -113,7 +113,7 @@ class Fields:
         value = self.content.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._refusal(name, "a number")
-        if not low < value < math.inf:
+        if not low < value <= sys.float_info.max:
             raise self._refusal(name, f"a finite number above {low:g}")
         return float(value)
 
@@ -129,7 +129,7 @@ class Fields:
         expected = f"finite numbers of shape {shape}".replace("-1", "any")
         try:
             array = np.array(self.content.get(name), dtype=np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise self._refusal(name, expected) from error
         fits = array.ndim == len(shape) and all(
             want in (-1, have) for want, have in zip(shape, array.shape, strict=True)
@@ -146,6 +146,5 @@ class Fields:
         return Fields(self.path, value)
 
     def _refusal(self, name: str, expected: str) -> InputError:
-        value = repr(self.content.get(name))
-        short = value if len(value) <= 60 else value[:57] + "..."
-        return InputError(f"{self.path}: {name} {short}, expected {expected}")
+        value = shown(self.content.get(name))
+        return InputError(f"{self.path}: {name[:60]} {value}, expected {expected}")

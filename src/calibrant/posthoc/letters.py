@@ -73,7 +73,7 @@ class PriDe(Calibrator):
     def _read(self, fields: Fields) -> None:
         priors = fields.mapping("prior")
         for name in priors.content:
-            k = int(name) if name.isdecimal() else 0
+            k = int(name) if name.isdecimal() and len(name) < 9 else 0
             self.prior[k] = priors.array(name, k)
             if k < 2 or not (self.prior[k] > 0).all() or not np.isclose(self.prior[k].sum(), 1):
                 raise InputError(

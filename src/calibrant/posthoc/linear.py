@@ -13,6 +13,8 @@ from calibrant.posthoc._confidence import log_probs
 from calibrant.posthoc._optimum import minimum
 from calibrant.posthoc.calibrator import Calibrator, Fields, Floats
 
+_MOST_OPTIONS = 1000  # a small file could ask for a matrix of any size
+
 
 class _LinearScaling(Calibrator):
     diagonal: ClassVar[bool]  # whether W is
@@ -98,8 +100,8 @@ class _LinearScaling(Calibrator):
         self.l2 = fields.number("l2")
         self.bias = fields.array("bias", -1)
         k = len(self.bias)
-        if k < 2:
-            raise InputError(f"{fields.path}: bias of {k} options, expected at least 2")
+        if not 2 <= k <= _MOST_OPTIONS:
+            raise InputError(f"{fields.path}: bias of {k} options, expected 2 to {_MOST_OPTIONS:,}")
         if self.diagonal:
             self.weight = np.diag(fields.array("weight", k))
         else:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from calibrant.files import write_text
+from calibrant.files import parse_yaml, write_text
 from calibrant.report.tables import comparison_tables, escape_markdown, one_line
 
 if TYPE_CHECKING:
@@ -193,8 +193,8 @@ def _terms(model: str) -> dict[str, str]:
     try:
         text = card.read_text(encoding="utf-8")
         head = re.match(r"---\r?\n(.*?)\r?\n---\r?\n", text, re.DOTALL)
-        values = yaml.safe_load(head[1]) if head else None
-    except (OSError, ValueError, yaml.YAMLError):
+        values = parse_yaml(head[1]) if head else None
+    except (OSError, ValueError):
         return {}
     if not isinstance(values, dict):
         return {}

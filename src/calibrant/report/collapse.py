@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibrant.files import write_text
+from calibrant.files import write_json, write_text
 from calibrant.permutations import one_row_each
 from calibrant.report.figures import (
     BLUE,
@@ -320,8 +319,7 @@ def write_collapse(
         "",
     ]
     write_text(path / "report.md", "\n".join(text))
-    content = json.dumps(collapse_content(reports), indent=1, allow_nan=False)
-    write_text(path / "collapse.json", content + "\n")
+    write_json(path / "collapse.json", collapse_content(reports))
     page = Page(
         title="What alignment did: " + " → ".join(reports),
         subtitle=f"{reports[base].n:,} questions; every stage is compared with {base}",

@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from calibrant.files import write_text
+from calibrant.files import read_yaml, write_text
 from calibrant.report.page import Claim, Page, Section, write_page
 from calibrant.report.sections import (
     Measured,
@@ -39,7 +37,7 @@ DOMAINS = {"in": "in domain", "out": "out of domain", "train": "training questio
 
 def how_made(folder: Path) -> Section:
     """Settings, data and versions of a run, from its ``config.yaml``."""
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config = read_yaml(folder / "config.yaml")
     settings: dict[str, Any] = {"command": config["command"], **config["settings"]}
     if config.get("data"):
         settings["data"] = config["data"]

@@ -21,8 +21,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrant.answers import AnswerTable
-from calibrant.errors import InputError
+from calibrant.answers import AnswerTable, padded
+from calibrant.errors import InputError, shown
+from calibrant.files import read_json
 from calibrant.questions import LETTERS
 
 Metric = Literal["acc", "acc_norm", "acc_bytes", "acc_mutual_info"]
@@ -111,7 +112,7 @@ def read_harness_log(path: str | os.PathLike[str], *, metric: Metric = "acc") ->
     labels, unmatched = _labels(rows)
     table = AnswerTable(
         ids=tuple(f"{task}:{row.doc_id}" for row in rows),
-        logprobs=_padded(scores),
+        logprobs=padded(scores),
         labels=labels,
         n_options=np.array([len(row.likelihoods) for row in rows]),
         option_mass=np.full(len(rows), np.nan),
@@ -208,14 +209,19 @@ def _object(line: str, place: str) -> dict[str, Any]:
     return values
 
 
+def _is_text(text: str) -> bool:
+    """Whether a string can be written as UTF-8: half a surrogate pair cannot."""
+    return text.encode(errors="ignore").decode() == text
+
+
 def _row(values: dict[str, Any], place: str) -> _Row:
     needed = ("doc_id", "target", "arguments", "filtered_resps")
     if missing := [name for name in needed if name not in values]:
         raise InputError(
             f"{place}: lacks {', '.join(missing)}; expected a row of lm-eval --log_samples"
         )
-    if type(values["doc_id"]) not in (int, str):
-        raise InputError(f"{place}: doc_id {values['doc_id']!r}, expected a number")
+    if type(values["doc_id"]) not in (int, str) or not _is_text(str(values["doc_id"])):
+        raise InputError(f"{place}: doc_id {shown(values['doc_id'])}, expected a number")
     try:
         given = values["arguments"]
         pairs = [given[f"gen_args_{i}"] for i in range(len(given))]
@@ -224,7 +230,7 @@ def _row(values: dict[str, Any], place: str) -> _Row:
         numbers = tuple(float(response[0]) for response in values["filtered_resps"])
         if not all(isinstance(option, str) for option in options):
             raise TypeError("generated text")
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{place}: arguments and filtered_resps are not those of a multiple-choice task "
             f"({error!r}); expected output_type multiple_choice: generated answers carry no "
@@ -243,11 +249,12 @@ def _row(values: dict[str, Any], place: str) -> _Row:
     # Tasks with acc_mutual_info ask every option a second time, after nothing.
     if k % 2 == 0 and k >= 4 and options[:half] == options[half:] and not any(contexts[half:]):
         k = half if any(contexts[:half]) else k
-    metrics = {
-        name: float(value)
-        for name, value in values.items()
-        if name in get_args(Metric) and isinstance(value, (int, float))
-    }
+    metrics = {}
+    for name in get_args(Metric):
+        if isinstance(value := values.get(name), int | float):
+            if not 0 <= value <= 1:
+                raise InputError(f"{place}: {name} {shown(value)}, expected a number from 0 to 1")
+            metrics[name] = float(value)
     # Contexts may hold many examples; a hash of them is all that is kept.
     asked = sorted(set(contexts[:k]))
     content = json.dumps([asked, sorted(options[:k])]).encode()
@@ -286,13 +293,6 @@ def _scores(row: _Row, metric: Metric, delimiter: str = " ") -> NDArray[np.float
         raise row.error(f"{metric} is not defined: the continuations are not the options' texts")
     per_unit: NDArray[np.float64] = likelihoods / np.array(lengths)
     return per_unit
-
-
-def _padded(scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    padded = np.full((len(scores), max(map(len, scores))), -np.inf)
-    for row, values in zip(padded, scores, strict=True):
-        row[: len(values)] = values
-    return padded
 
 
 def _rounded_to(rows: Sequence[_Row]) -> Iterator[str]:
@@ -406,7 +406,7 @@ def _results(path: Path, task: str, date: str) -> tuple[dict[str, Any], str]:
     if not date or not beside.is_file():
         return {}, " "
     try:
-        results = json.loads(beside.read_text(encoding="utf-8"))
+        results = read_json(beside)
         config = results["config"]
         run = {
             "model": results.get("model_name"),
@@ -420,7 +420,7 @@ def _results(path: Path, task: str, date: str) -> tuple[dict[str, Any], str]:
             },
         }
         delimiter = results.get("configs", {}).get(task, {}).get("target_delimiter", " ")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{beside}: cannot be read ({error!r}); expected the results lm-eval wrote with the "
             "samples"

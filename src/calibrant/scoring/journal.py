@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from calibrant.errors import InputError
-from calibrant.files import write_text
+from calibrant.files import read_json, write_json
 
 _PLAN = "plan.json"
 
@@ -55,13 +55,13 @@ class Journal:
         self.plan: dict[str, Any] = {}
         plan = self.folder / _PLAN
         if plan.exists():
-            try:
-                self.plan = dict(json.loads(plan.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError) as error:
+            found = read_json(plan)
+            if not isinstance(found, dict):
                 raise InputError(
-                    f"{plan}: cannot be read ({error}); expected the plan of an unfinished run: "
-                    "remove the folder to start over"
-                ) from error
+                    f"{plan}: is no JSON object; expected the plan of an unfinished run: remove "
+                    "the folder to start over"
+                )
+            self.plan = found
 
     def begin(self, plan: dict[str, Any]) -> dict[int, Any]:
         """Take up an earlier run of the same plan, or begin: the values already there, by index.
@@ -75,7 +75,7 @@ class Journal:
         if not self.plan:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_text(self.folder / _PLAN, json.dumps(wanted, indent=1) + "\n")
+                write_json(self.folder / _PLAN, wanted)
             except OSError as error:
                 raise InputError(f"{self.folder}: cannot be written: {error}") from error
             self.plan = wanted
@@ -101,7 +101,7 @@ class Journal:
             file.truncate(whole)
 
             def write(index: int, value: Any) -> None:
-                text = json.dumps([index, value]).encode()
+                text = json.dumps([index, value]).encode()  # Infinity may be in it: only we read it
                 file.write(b"%08x %s\n" % (zlib.crc32(text), text))
                 file.flush()
 

@@ -15,6 +15,7 @@ Three ways to ask, the most exact that is possible:
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import random
@@ -50,6 +51,7 @@ from calibrant.version import __version__
 MOST_TOP_LOGPROBS = 20  # the most that chat servers return
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _FATAL = frozenset({401, 403, 404, 405})
+_LONGEST_REPLY = 64 << 20  # bytes, unpacked
 _LONGEST_WAIT = 120.0  # seconds between two tries
 # First token of an answer that is thought about: <think>, or a channel of gpt-oss's.
 _THOUGHTS = re.compile(r"<\w*:?think\w*>|<\|channel\|>")
@@ -534,9 +536,11 @@ class _Client:
             async with self.session.post(
                 self.url + path, json=body, allow_redirects=False
             ) as reply:
+                data = await _body(reply)
                 if reply.status == 200:
-                    return await reply.json(content_type=None)
-                text = self._clean(await reply.text(errors="replace"))
+                    answer: Reply = json.loads(data)
+                    return answer
+                text = self._clean(data.decode(errors="replace"))
                 reason = f"status {reply.status}: {text}"
                 if reply.status in _RETRIED:
                     raise _BusyError(reason, _retry_after(reply.headers.get("Retry-After")))
@@ -550,7 +554,7 @@ class _Client:
             raise _BusyError(f"no reply within {self.timeout:g} s", None) from None
         except (aiohttp.ClientError, OSError) as error:
             raise _BusyError(self._clean(f"{type(error).__name__}: {error}"), None) from None
-        except ValueError as error:  # invalid JSON, or not UTF-8
+        except (ValueError, RecursionError) as error:  # invalid JSON, or not UTF-8
             raise _MalformedError(f"the reply is not JSON ({error})") from None
 
     def _error(self, message: str) -> InputError:
@@ -561,6 +565,16 @@ class _Client:
         if self.api_key:
             text = text.replace(self.api_key, "***")
         return " ".join(text.split())[:300]
+
+
+async def _body(reply: Any) -> bytes:
+    """Bytes of a reply, of which a few may unpack to any number."""
+    body = bytearray()
+    async for part in reply.content.iter_chunked(1 << 16):
+        body += part
+        if len(body) > _LONGEST_REPLY:
+            raise _FailedError(f"the reply is longer than {_LONGEST_REPLY >> 20} MiB")
+    return bytes(body)
 
 
 class _BusyError(Exception):

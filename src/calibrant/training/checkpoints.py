@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import tempfile
 from pathlib import Path
 
 from calibrant.errors import InputError
-from calibrant.files import write_text
+from calibrant.files import read_json, write_json
 
 MANIFEST = "manifest.json"  # size and SHA-256 of every other file of a checkpoint
 DRAFT = ".checkpoint-draft"  # where a checkpoint is written before it gets its name
@@ -47,7 +46,7 @@ def seal(folder: Path) -> None:
                 "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
             }
             os.fsync(file.fileno())
-    write_text(folder / MANIFEST, json.dumps(files, indent=1) + "\n")
+    write_json(folder / MANIFEST, files)
     for path in (folder / MANIFEST, folder):
         _sync(path)
 
@@ -64,8 +63,12 @@ def publish(draft: Path, final: Path) -> None:
 def defect(folder: Path) -> str:
     """Say what is wrong with a checkpoint, "" if every file is as it was written."""
     manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return f"{MANIFEST} is missing"
     try:
-        files = json.loads(manifest.read_text(encoding="utf-8"))
+        files = read_json(manifest)
+        if not files:
+            return f"{MANIFEST} lists no file"
         for name, expected in files.items():
             path = folder / name
             if not path.is_file():
@@ -75,8 +78,6 @@ def defect(folder: Path) -> str:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
                     return f"{name} is not as it was written (SHA-256)"
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read: {error!r}"
     return ""
@@ -84,7 +85,7 @@ def defect(folder: Path) -> str:
 
 def checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     """Checkpoints in a folder, the last step first, whole or not."""
-    found = [p for p in Path(folder).glob("checkpoint-*") if p.name[11:].isdigit()]
+    found = [p for p in Path(folder).glob("checkpoint-*") if p.name[11:].isdecimal()]
     return sorted(found, key=_step, reverse=True)
 
 
