@@ -16,7 +16,14 @@ from calibrant.report import (
     reliability_of_report,
     report_table,
 )
-from calibrant.report.tables import HEADINGS, difference_table, interval, number, one_line
+from calibrant.report.tables import (
+    HEADINGS,
+    difference_table,
+    interval,
+    number,
+    one_line,
+    subject_table,
+)
 
 
 def tables(n: int) -> tuple[AnswerTable, AnswerTable]:
@@ -192,3 +199,39 @@ def test_a_paired_comparison_marks_only_changes_clear_of_zero():
     assert by_metric["accuracy ↑"][3] == ".000"  # the same predictions
     assert table.notes[0].startswith(judged.label)
     assert "N = 1,500" in table.title
+
+
+def by_subject(seed, bad=(), n=60):
+    """Answers to 30 subjects of n questions, calibrated but for some, which are over-confident."""
+    rng = np.random.default_rng(seed)
+    subject = np.repeat(np.arange(30), n)
+    confidence = rng.uniform(0.5, 1, len(subject))
+    right = rng.random(len(subject)) < np.where(np.isin(subject, bad), 0.5, confidence)
+    probs = np.stack([confidence, 1 - confidence], axis=1)
+    tasks = [f"{name:02d}" for name in subject]
+    return AnswerTable.from_probs(probs, np.where(right, 0, 1), tasks=tasks)
+
+
+def p_values(table, column=-1):
+    return np.array([float(row[column]) for row in table.rows])
+
+
+def test_p_of_subjects_allows_for_their_number():
+    """Of 20 calibrated models one shows any p below .05, not most of them."""
+    tables = [subject_table({"m": by_subject(seed)}) for seed in range(20)]
+    assert sum(p_values(table).min() < 0.05 for table in tables) <= 3
+    assert "corrected for the 30 subjects (Holm)" in tables[0].notes[0]
+
+
+def test_a_subject_that_is_off_is_found_among_many():
+    table = subject_table({"before": by_subject(0, [7], 200), "after": by_subject(1)})
+    assert table.columns[2:] == (
+        "before: accuracy",
+        "conf-ECE",
+        "p",
+        "after: accuracy",
+        "conf-ECE",
+        "p",
+    )
+    assert np.flatnonzero(p_values(table, 4) < 0.05).tolist() == [7]
+    assert (p_values(table, 7) >= 0.05).all()

@@ -152,9 +152,20 @@ def p_value(change: Estimate) -> float:
 def holm(p_values: Sequence[float], level: float = FAMILY_LEVEL) -> list[bool]:
     """Tell which hypotheses Holm's step-down procedure rejects; NaN is no hypothesis.
 
-    The smallest of m p-values is held to ``level / m``, the next to ``level / (m − 1)``, and so on
-    up to the first that fails. The chance of one false rejection or more is at most ``level``,
-    whatever the dependence.
+    Examples
+    --------
+    >>> holm([0.01, 0.04, 0.03, 0.005])
+    [True, False, False, True]
+    """
+    return [p <= level for p in holm_p_values(p_values)]
+
+
+def holm_p_values(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number by Holm's step-down procedure; NaN is no hypothesis.
+
+    The smallest of m is multiplied by m, the next by m − 1, and so on, and none becomes smaller
+    than one before it or larger than 1. The chance that any true hypothesis gets less than x is at
+    most x, whatever the dependence.
 
     References
     ----------
@@ -162,16 +173,16 @@ def holm(p_values: Sequence[float], level: float = FAMILY_LEVEL) -> list[bool]:
 
     Examples
     --------
-    >>> holm([0.01, 0.04, 0.03, 0.005])
-    [True, False, False, True]
+    >>> [round(p, 2) for p in holm_p_values([0.01, 0.04, 0.03, 0.005])]
+    [0.03, 0.06, 0.06, 0.02]
     """
     real = [i for i, p in enumerate(p_values) if not math.isnan(p)]
-    rejected = [False] * len(p_values)
+    corrected = [math.nan] * len(p_values)
+    largest = 0.0
     for rank, i in enumerate(sorted(real, key=lambda i: p_values[i])):
-        if p_values[i] > level / (len(real) - rank):
-            break
-        rejected[i] = True
-    return rejected
+        largest = max(largest, min(1.0, p_values[i] * (len(real) - rank)))
+        corrected[i] = largest
+    return corrected
 
 
 def pooled(tables: Mapping[str, AnswerTable]) -> AnswerTable:

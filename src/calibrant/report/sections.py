@@ -93,8 +93,8 @@ def measured_sections(
     if subjects:
         text = (
             "p: how often a calibrated model with these confidences would show at least this "
-            "conf-ECE by chance. Few questions say little about a subject. "
-            "Headings sort."
+            "conf-ECE by chance, corrected for the number of subjects. Few questions say little "
+            "about a subject. Headings sort."
         )
         sections.append(Section("Subjects", (text,), tables=tuple(subjects)))
     sections.append(mistakes_section(runs, questions))

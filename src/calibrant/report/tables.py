@@ -7,11 +7,14 @@ import io
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from calibrant.foreign import no_formula
 
 if TYPE_CHECKING:
     import rich.table
@@ -55,6 +58,7 @@ COMPARED = {
     "brier": "Brier",
     "auroc": "AUROC",
 }
+_MOST_DRAWS = 300_000_000  # simulated answers behind a table of subjects, some seconds
 # A number, an interval, or both: needs no escaping and keeps the source readable.
 _PLAIN_CELL = re.compile(r"[-–∞.,\d]*( ?\[[-∞.\d]+, [-∞.\d]+\])?[▲▼]?")
 
@@ -152,25 +156,6 @@ def escape_markdown(text: str) -> str:
     return "".join(f"\\{c}" if c in "\\`*_[]<>&|~" else c for c in one_line(text))
 
 
-def no_formula(text: str) -> str:
-    """Put an apostrophe before text that a spreadsheet would take for a formula; numbers stay.
-
-    A formula begins with =, +, - or @, in East Asian spreadsheets also in their full width.
-
-    Examples
-    --------
-    >>> no_formula("=1+1"), no_formula("-0.25"), no_formula("\uff1d1+1")
-    ("'=1+1", '-0.25', "'＝1+1")
-    """
-    if not text.lstrip().startswith(("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")):
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}"
-    return text
-
-
 # -- reports --------------------------------------------------------------------------------
 
 
@@ -215,41 +200,60 @@ def subject_table(
 ) -> Table:
     """Show each subject's accuracy, confidence and conf-ECE, beside what chance alone gives.
 
+    p-values are corrected for the number of subjects, for each method, by Holm's procedure.
+
     Parameters
     ----------
     methods : method -> answers to the same questions; each has its own columns, fewer of them if
         there are several methods.
     """
-    from calibrant.metrics.inference import noise_floor_from_confidence
-
     several = len(methods) > 1
-
     first, *_ = methods.values()
-    names = {m: np.array(answers.tasks) for m, answers in methods.items()}
-    rows = []
-    for name in sorted(set(first.tasks)):
-        row = [name or "–", f"{(names[next(iter(methods))] == name).sum():,}"]
-        for method, answers in methods.items():
-            at = names[method] == name
-            confidence, correct = answers.confidence[at], answers.correct[at]
-            if not len(correct):
-                row += ["–"] * (3 if several else 5)
-                continue
-            floor = noise_floor_from_confidence(confidence, correct, seed=seed)
-            found = [correct.mean(), confidence.mean(), floor.observed, floor.mean, floor.p_value]
-            row += [number(found[k]) for k in ((0, 2, 4) if several else range(5))]
-        rows.append(tuple(row))
+    names = sorted(set(first.tasks))
+    sizes = Counter(first.tasks)
+    rows = [[name or "–", f"{sizes[name]:,}"] for name in names]
     columns: list[str] = []
-    for method in methods:
+    for method, answers in methods.items():
+        found = _by_subject(answers, names, seed)
+        shown = (0, 2, 4) if several else range(5)
+        for row, numbers in zip(rows, found, strict=True):
+            row += [number(numbers[k]) for k in shown]
         if several:
             columns += [f"{method}: accuracy", "conf-ECE", "p"]
         else:
             columns += ["accuracy", "confidence", "conf-ECE", "by chance", "p"]
     return Table(
         columns=("subject", "N", *columns),
-        rows=tuple(rows),
+        rows=tuple(tuple(row) for row in rows),
         title=title,
+        notes=(
+            f"p is corrected for the {len(names)} subjects (Holm): of calibrated models, one in "
+            "twenty would show any p below .05.",
+        ),
     )
+
+
+def _by_subject(answers: AnswerTable, names: list[str], seed: int) -> list[list[float]]:
+    """Accuracy, confidence, conf-ECE, what chance gives, and corrected p of each subject."""
+    from calibrant.diagnosis.comparison import holm_p_values
+    from calibrant.metrics.inference import noise_floor_from_confidence
+
+    # A corrected p can only be small if p has so many digits; where that is too much work, it is
+    # larger than it need be.
+    draws = max(1000, min(100 * len(names), _MOST_DRAWS // len(answers)))
+    tasks, confidence, correct = np.array(answers.tasks), answers.confidence, answers.correct
+    found = []
+    for name in names:
+        at = tasks == name
+        if not at.any():
+            found.append([math.nan] * 5)
+            continue
+        c, hit = confidence[at], correct[at]
+        floor = noise_floor_from_confidence(c, hit, n_simulations=draws, seed=seed)
+        found.append([hit.mean(), c.mean(), floor.observed, floor.mean, floor.p_value])
+    for row, p in zip(found, holm_p_values([row[4] for row in found]), strict=True):
+        row[4] = p
+    return found
 
 
 def comparison_tables(
