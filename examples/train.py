@@ -46,12 +46,8 @@ def main() -> int:
     questions, _, _, notes = load_data(settings)
     questions, validation = validation_split(settings, questions)
     checkpoints = arguments.output / "checkpoints"
-    args = training_arguments(
-        settings,
-        arguments.method,
-        checkpoints,
-        on_cpu=not torch.cuda.is_available(),
-    )
+    on_cpu = not torch.cuda.is_available()
+    args = training_arguments(settings, arguments.method, checkpoints, on_cpu=on_cpu)
     whole = args.per_device_train_batch_size * args.gradient_accumulation_steps
     if whole % args.world_size:
         raise InputError(
@@ -61,8 +57,11 @@ def main() -> int:
     micro = max(m for m in range(1, args.per_device_train_batch_size + 1) if share % m == 0)
     args.per_device_train_batch_size, args.gradient_accumulation_steps = micro, share // micro
     set_seed(settings.seed)
-    # The Trainer moves the model to each process's device, or shards it.
-    dtype = "float32" if settings.dtype == "auto" and not settings.lora_rank else settings.dtype
+    # The Trainer moves the model to each process's device, or shards it. Weights that are trained,
+    # adapters too, are float32; those that are frozen, bfloat16.
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if settings.lora_rank and not on_cpu else "float32"
     model, tokenizer = load_model(settings.model, dtype=dtype, device="cpu")
     trainer = CalibrationTrainer(
         model=model,

@@ -95,6 +95,9 @@ class OptionTrainer(FaultTolerantTrainer):
             model = get_peft_model(model, peft_config)
         if encoded is not None:
             check_lengths(model, encoded)
+        if not (args.bf16 or args.fp16):
+            # What accelerate's launcher asked for; DeepSpeed refuses arguments that say otherwise.
+            args.bf16, args.fp16 = (args.mixed_precision == name for name in ("bf16", "fp16"))
         self.tokenizer = processing_class
         self.question_weight = question_weight
         super().__init__(
@@ -181,6 +184,12 @@ class OptionTrainer(FaultTolerantTrainer):
         weight = batch["weight"].clone()
         weight[max(real, 0) :] = 0.0
         weigh(batch, weight)
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Move to the device as it is: DeepSpeed's precision is for weights, not for divisors."""
+        if isinstance(data, torch.Tensor):
+            return data.to(self.args.device)
+        return super()._prepare_input(data)
 
     def carry_over(self, inputs: Any, piece: Any, part: np.ndarray) -> None:
         """Give a piece of a micro-batch its questions' weights."""

@@ -19,6 +19,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from calibrant.errors import InputError, NonFiniteLossError
 from calibrant.scoring.local import out_of_memory
+from calibrant.training.adapters import check_whole, plain_names
 from calibrant.training.checkpoints import (
     DRAFT,
     check_writable,
@@ -46,6 +47,7 @@ class FaultTolerantTrainer(Trainer):
 
     * A checkpoint is written to a hidden folder, listed with its files' SHA-256, and renamed: a
       kill leaves the one before. One that cannot be written stops the run; the last good one stays.
+    * An adapter is saved with every weight that was trained, or not at all.
     * `train(resume_from_checkpoint=…)` goes on from the last checkpoint whose files are as they
       were written, and says which it passed over.
     * A gradient that is not finite stops the run before it reaches the weights.
@@ -159,7 +161,7 @@ class FaultTolerantTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(made / TRAINER_STATE_NAME))
                 publish(made, final)
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError, InputError) as error:
             # torch and safetensors have their own names for what the system refused.
             shutil.rmtree(folder / DRAFT, ignore_errors=True)
             raise InputError(
@@ -175,6 +177,31 @@ class FaultTolerantTrainer(Trainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, or its adapter, in the first process.
+
+        Raises
+        ------
+        InputError
+            If its weights are not all there; nothing is written then.
+        """
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin and not _internal_call and "FULL" not in str(plugin.state_dict_type):
+            raise InputError(  # the Trainer would write nothing, and not say so
+                f"{output_dir}: weights are not saved with {plugin.state_dict_type}; expected "
+                "fsdp_state_dict_type: FULL_STATE_DICT"
+            )
+        super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        from peft import PeftModel
+
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        with plain_names(model):
+            if self.args.should_save and isinstance(model, PeftModel):
+                check_whole(model, state_dict)
+            super()._save(output_dir, state_dict)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Wait until the checkpoint has its name."""
