@@ -288,7 +288,7 @@ CASES = [  # trained, rank, base, checkpointing, shards, GPUs
     ("LoRA r 128", 128, "bfloat16", True, 1, 1),
     ("all", 0, "bfloat16", True, 1, 1),
     ("LoRA r 128, DDP", 128, "bfloat16", False, 1, 8),
-    ("LoRA r 128, FSDP2", 128, "bfloat16", False, 8, 8),
+    ("LoRA r 128, FSDP2", 128, "bfloat16", True, 8, 8),
     ("all, FSDP2 or ZeRO-3", 0, "bfloat16", True, 8, 8),
 ]
 

@@ -5,7 +5,8 @@ usage: accelerate launch --config_file recipes/accelerate/ddp.yaml examples/trai
        torchrun --nproc_per_node 2 examples/train.py RECIPE ...
 
 The batch size of the recipe is that of all processes together. Killed, the same command goes on
-after the last checkpoint. The adapter (or model) lands in OUTPUT/trained, to be measured by
+after the last checkpoint. The adapter (or model) lands in OUTPUT/trained, the temperature of
+tempered-cft, which is part of it, in OUTPUT/calibrator.json; the former is measured by
 
     calibrant evaluate OUTPUT/trained --questions FILE
 """
@@ -78,6 +79,8 @@ def main() -> int:
     trainer.train(resume_from_checkpoint=last_whole(checkpoints) is not None)
     trainer.save_model(str(arguments.output / "trained"))
     if trainer.is_world_process_zero():
+        if trainer.calibrator is not None:  # a temperature that belongs to these weights
+            trainer.calibrator.save(arguments.output / "calibrator.json")
         print(f"Written to {arguments.output / 'trained'}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         torch.distributed.destroy_process_group()

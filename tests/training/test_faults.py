@@ -1,5 +1,6 @@
 """What befalls long runs, made to happen: limits of the system, damaged files, failing layers."""
 
+import contextlib
 import json
 import logging
 import math
@@ -11,7 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 from peft import LoraConfig
+from safetensors.torch import load_file
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    checkpoint_wrapper,
+    offload_wrapper,
+)
 from transformers import PrinterCallback, TrainerCallback
 
 from calibrant.errors import InputError
@@ -227,6 +234,76 @@ def test_a_folder_locked_during_training_keeps_the_last_checkpoint(make_trainer,
         assert f"The last good checkpoint is {folder}/out/checkpoint-2;" in str(error.value)
         os.seteuid(os.getuid())
         assert not defect(Path(folder, "out", "checkpoint-2"))
+
+
+# -- adapters -------------------------------------------------------------------------------------
+
+
+def wrap_layers(model, wrapper):
+    for name, layer in list(model.named_modules()):
+        if type(layer).__name__ == "LlamaDecoderLayer":
+            model.set_submodule(name, wrapper(layer))
+
+
+@pytest.mark.parametrize(
+    "wrapper", [checkpoint_wrapper, lambda layer: offload_wrapper(checkpoint_wrapper(layer))]
+)
+def test_an_adapter_is_whole_under_checkpoint_wrappers(make_trainer, tmp_path, wrapper):
+    """FSDP's own activation checkpointing puts them around layers; PEFT loses its weights there."""
+    trainer = make_trainer(save_strategy="no")
+    trainer.train()
+    trainer.save_model(str(tmp_path / "plain"))
+    wrap_layers(trainer.model, wrapper)
+    wrapped = [name for name, _ in trainer.model.named_modules()]
+    trainer._save(str(tmp_path / "wrapped"), state_dict=trainer.model.state_dict())
+    plain, found = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("plain", "wrapped")
+    )
+    assert len(plain) == 28
+    assert plain.keys() == found.keys()
+    assert same_bits(plain, found)
+    assert [name for name, _ in trainer.model.named_modules()] == wrapped
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda weights, name: weights.clear(), "lacks 28 of its 28 trained weights"),
+        (lambda weights, name: weights.pop(name), "lacks 1 of its 28 trained weights"),
+        (lambda weights, name: weights.update({name: torch.empty(0)}), "lacks 1 of its 28 trained"),
+    ],
+)
+def test_an_adapter_that_lacks_a_weight_is_not_saved(make_trainer, tmp_path, damage, message):
+    """Empty is what DeepSpeed's ZeRO-3 leaves of a weight in each process."""
+    trainer = make_trainer()
+    weights = trainer.model.state_dict()
+    damage(weights, next(n for n, p in trainer.model.named_parameters() if p.requires_grad))
+    with pytest.raises(InputError, match=message):
+        trainer._save(str(tmp_path / "adapter"), state_dict=weights)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_checkpoint_whose_adapter_lacks_its_weights_stops_the_run(
+    make_trainer, tmp_path, monkeypatch
+):
+    """Wrapped layers, without what mends their names."""
+    monkeypatch.setattr("calibrant.training.faults.plain_names", contextlib.nullcontext)
+    trainer = make_trainer()
+    trainer.add_callback(At(4, lambda: wrap_layers(trainer.model, checkpoint_wrapper)))
+    with pytest.raises(InputError) as error:
+        trainer.train()
+    assert "checkpoint-6: the checkpoint cannot be written: the adapter lacks" in str(error.value)
+    assert f"The last good checkpoint is {tmp_path / 'out' / 'checkpoint-4'};" in str(error.value)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"checkpoint-2", "checkpoint-4"}
+
+
+def test_weights_that_would_stay_in_parts_are_refused(make_trainer, tmp_path, monkeypatch):
+    trainer = make_trainer()
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
+    monkeypatch.setattr(trainer.accelerator.state, "fsdp_plugin", plugin, raising=False)
+    with pytest.raises(InputError, match="expected fsdp_state_dict_type: FULL_STATE_DICT"):
+        trainer.save_model(str(tmp_path / "adapter"))
+    assert not (tmp_path / "adapter").exists()
 
 
 # -- numbers --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 import calibrant
 from calibrant.answers import AnswerTable
 from calibrant.cli import run
+from calibrant.errors import InputError
 from calibrant.scoring.models import load_model
 from calibrant.training import CalibrationConfig, CalibrationTrainer
 from helpers import make_model, make_questions, restore_arguments, run_script
@@ -144,6 +146,36 @@ def test_accelerate_reads_the_configuration(name, kind, expected, monkeypatch):
     assert bool(args.multi_gpu) == (kind == DistributedType.MULTI_GPU)
     for key, value in expected.items():
         assert str(getattr(args, key)).lower() == str(value).lower(), key
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
+def test_the_launchers_precision_is_the_trainers(make_trainer, monkeypatch, precision):
+    """DeepSpeed compares the two, and refuses to train where they differ."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    trainer = make_trainer(make_model())
+    assert trainer.accelerator.mixed_precision == precision
+    assert (trainer.args.fp16, trainer.args.bf16) == (precision == "fp16", precision == "bf16")
+
+
+def test_divisors_and_weights_stay_exact_with_deepspeed(make_trainer, monkeypatch):
+    """Its Trainer rounds whatever is not an integer to the precision of the model's weights."""
+    trainer = make_trainer(make_model())
+    monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
+    batch = trainer.data_collator(trainer.train_dataset[:4])
+    prepared = trainer._prepare_inputs(batch)
+    assert prepared["divisor"].dtype == torch.float32
+    assert torch.equal(prepared["divisor"], batch["divisor"])
+
+
+def test_a_temperature_is_not_fitted_to_weights_that_zero3_has_shared_out(
+    make_trainer, monkeypatch
+):
+    trainer = make_trainer(make_model(), method="tempered-cft")
+    plugin = SimpleNamespace(zero_stage=3)
+    monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
+    monkeypatch.setattr(trainer.accelerator.state, "deepspeed_plugin", plugin, raising=False)
+    with pytest.raises(InputError, match="expected ZeRO-2 or FSDP2"):
+        trainer.train()
 
 
 def test_restore_stops_early_on_4_bits_and_loads_again(world, tmp_path, capsys):

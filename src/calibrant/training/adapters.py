@@ -50,6 +50,7 @@ def check_whole(model: Any, state_dict: Mapping[str, Any] | None = None) -> None
     """
     from peft import get_peft_model_state_dict
 
+    state_dict = model.state_dict() if state_dict is None else state_dict
     everything = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
     kept = {
         id(value)
@@ -60,7 +61,7 @@ def check_whole(model: Any, state_dict: Mapping[str, Any] | None = None) -> None
     }
 
     def is_saved(name: str, weight: Any) -> bool:
-        given = weight if state_dict is None else state_dict.get(name)
+        given = state_dict.get(name)
         size = getattr(weight, "ds_numel", weight.numel())  # of all devices' parts, with DeepSpeed
         return id(weight) in kept and given is not None and given.numel() == size
 

@@ -140,7 +140,22 @@ class OptionTrainer(FaultTolerantTrainer):
 
     @property
     def processes(self) -> Processes:
-        """The processes that train, to share the work of an E-step or an evaluation."""
+        """The processes that train, to share the work of an E-step or an evaluation.
+
+        Raises
+        ------
+        InputError
+            Before training with ZeRO-3, in whose model no weight is whole until it begins.
+        """
+        if (
+            self.is_deepspeed_enabled
+            and self.accelerator.state.deepspeed_plugin.zero_stage == 3
+            and self.model_wrapped is self.model
+        ):
+            raise InputError(
+                "the model is to answer before training (for a temperature, early stopping or a "
+                "reference), which ZeRO-3's shared-out weights cannot; expected ZeRO-2 or FSDP2"
+            )
         return Processes(
             self.args.process_index,
             self.args.world_size,
