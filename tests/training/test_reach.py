@@ -173,7 +173,7 @@ def test_a_temperature_is_not_fitted_to_weights_that_zero3_has_shared_out(
     trainer = make_trainer(make_model(), method="tempered-cft")
     plugin = SimpleNamespace(zero_stage=3)
     monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
-    monkeypatch.setattr(trainer.accelerator.state, "deepspeed_plugin", plugin, raising=False)
+    monkeypatch.setattr(type(trainer.accelerator.state), "deepspeed_plugin", plugin)
     with pytest.raises(InputError, match="expected ZeRO-2 or FSDP2"):
         trainer.train()
 
