@@ -30,8 +30,9 @@ def training_step(self, *args, **kwargs):
     return step(self, *args, **kwargs)
 
 
-os.environ |= {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
-PartialState._prepare_backend = lambda self, *_: ("gloo", DistributedType.MULTI_GPU)
-tuning.training_arguments = training_arguments
-CalibrationTrainer.training_step = training_step
-runpy.run_path(str(Path(__file__).parents[2] / "examples" / "train.py"), run_name="__main__")
+if __name__ == "__main__":
+    os.environ |= {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
+    PartialState._prepare_backend = lambda self, *_: ("gloo", DistributedType.MULTI_GPU)
+    tuning.training_arguments = training_arguments
+    CalibrationTrainer.training_step = training_step
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "train.py"), run_name="__main__")
