@@ -1,16 +1,30 @@
 """A tiny model, a tokenizer trained here, questions and real data: nothing is downloaded."""
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from helpers import ALL_METHODS, make_model, make_questions, restore_arguments, write_questions
+from helpers import make_model, make_questions, restored_arguments, write_questions
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 REPOSITORY = Path(__file__).parents[1]
+
+gc.disable()  # until all modules are in: there is no garbage, only more and more to look through
+
+
+def pytest_collection_finish():
+    """Leave what was imported, most of a million objects, out of every later collection.
+
+    Every training makes one (by accelerate), which took longer than many a training here.
+    """
+    gc.freeze()
+    gc.enable()
+
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}"
@@ -53,31 +67,45 @@ def model():
     return make_model()
 
 
+def _made_once(tmp_path_factory, name, make):
+    """Folder that the first of pytest-xdist's workers to ask for it makes, for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    with FileLock(base / f"{name}.lock"):
+        if not (base / name).exists():
+            make(base / f"{name}-draft")
+            (base / f"{name}-draft").rename(base / name)
+    return base / name
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory, tokenizer):
     """A model folder, training and test questions."""
-    folder = tmp_path_factory.mktemp("world")
-    make_model().save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    train = list(make_questions(60, seed=1))
-    test = list(make_questions(40, seed=2, prefix="t"))
-    return {
-        "model": str(folder / "model"),
-        "train": write_questions(folder / "train.jsonl.gz", train + test[:5]),
-        "test": write_questions(folder / "test.jsonl.gz", test),
-        "other": write_questions(
-            folder / "other.jsonl.gz", make_questions(30, seed=3, prefix="o", k_min=3, k_max=9)
-        ),
-    }
+
+    def make(folder):
+        make_model().save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        train = list(make_questions(60, seed=1))
+        test = list(make_questions(40, seed=2, prefix="t"))
+        other = make_questions(30, seed=3, prefix="o", k_min=3, k_max=9)
+        write_questions(folder / "train.jsonl.gz", train + test[:5])
+        write_questions(folder / "test.jsonl.gz", test)
+        write_questions(folder / "other.jsonl.gz", other)
+
+    folder = _made_once(tmp_path_factory, "world", make)
+    files = {name: str(folder / f"{name}.jsonl.gz") for name in ("train", "test", "other")}
+    return {"model": str(folder / "model"), **files}
 
 
 @pytest.fixture(scope="session")
 def restored(world, tmp_path_factory):
-    output = tmp_path_factory.mktemp("runs") / "restore"
     from calibrant.cli import run
 
-    assert run(restore_arguments(world, output, *ALL_METHODS)) == 0
-    return output
+    def make(folder):
+        assert run(restored_arguments(world, folder)) == 0
+
+    return _made_once(tmp_path_factory, "restored", make)
 
 
 def _folder(variable, *candidates):

@@ -18,7 +18,6 @@ TINY_LAB = {
     "epochs": 2,
     "test": 60,
 }
-ALL_METHODS = ("--method", "temperature", "--method", "cft", "--method", "rcft")
 WORDS = ("red", "green", "blue", "stone", "river", "seven", "nine", "cat", "dog", "old", "new")
 
 
@@ -161,11 +160,16 @@ def write_questions(path, questions):
 
 def restore_arguments(world, output, *more):
     return [
-        "restore", world["model"],
-        "--train", world["train"], "--eval", world["test"], "--out-of-domain", world["other"],
+        "restore", world["model"], "--train", world["train"], "--eval", world["test"],
         "--prompt", "cloze", "--lora-rank", "4", "--batch-size", "4",
         "--learning-rate", "0.01", "--device", "cpu", "--output-dir", str(output), *more,
     ]  # fmt: skip
+
+
+def restored_arguments(world, output, *more):
+    """What the fixture `restored` is made by: more methods and sets than most tests need."""
+    methods = ("--method", "temperature", "--method", "cft", "--method", "rcft")
+    return restore_arguments(world, output, "--out-of-domain", world["other"], *methods, *more)
 
 
 def run_script(path, *arguments, processes=None, timeout=500):

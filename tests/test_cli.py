@@ -13,7 +13,7 @@ import calibrant
 from calibrant.answers import AnswerTable
 from calibrant.cli import run
 from calibrant.errors import InputError
-from helpers import ALL_METHODS, make_questions, restore_arguments, write_questions
+from helpers import make_questions, restore_arguments, restored_arguments, write_questions
 
 
 def names(folder):
@@ -83,15 +83,18 @@ def test_training_changed_the_answers_and_temperature_kept_the_predictions(resto
 
 
 def test_an_interrupted_restore_goes_on_and_ends_the_same(world, restored, tmp_path):
-    """Stopped after the first method: nothing done is done again, and the tables are the same."""
+    """Nothing is done twice, a checkpoint half written is none, and the tables are the same."""
     import shutil
 
     again = tmp_path / "again"
     shutil.copytree(restored, again)
     shutil.rmtree(again / "rcft")
+    broken = again / "rcft" / "checkpoints" / "checkpoint-7"
+    broken.mkdir(parents=True)
+    (broken / "adapter_model.safetensors").write_bytes(b"half")
     (again / "cft" / "answers").rename(again / "cft" / "hidden")
     kept = (again / "before" / "answers").stat().st_mtime_ns
-    assert run(restore_arguments(world, again, *ALL_METHODS)) == 0
+    assert run(restored_arguments(world, again)) == 0
     assert (again / "before" / "answers").stat().st_mtime_ns == kept
     for method in ("cft", "rcft"):
         for name in names(restored / method):
@@ -101,7 +104,7 @@ def test_an_interrupted_restore_goes_on_and_ends_the_same(world, restored, tmp_p
 
 
 def test_a_folder_of_another_run_is_not_overwritten(world, restored, capsys):
-    assert run(restore_arguments(world, restored, *ALL_METHODS, "--seed", "7")) == 1
+    assert run(restored_arguments(world, restored, "--seed", "7")) == 1
     error = capsys.readouterr().err
     assert "holds a run with another configuration (seed was 0, now 7)" in error
     assert "Traceback" not in error
@@ -212,26 +215,34 @@ def test_auto_chooses_on_training_questions_alone_and_its_choice_loads(world, tm
     np.testing.assert_allclose(predicted, table.probs(), atol=1e-6)
 
 
-def test_full_fine_tuning_saves_a_whole_model(world, tmp_path):
-    output = tmp_path / "full"
-    arguments = restore_arguments(world, output, "--method", "cft", "--lora-rank", "0")
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    """The run folder of a full fine-tuning, moved since it was made."""
+    folder = tmp_path_factory.mktemp("whole")
+    arguments = restore_arguments(world, folder / "made", "--method", "cft", "--lora-rank", "0")
     assert run(arguments) == 0
-    assert (output / "cft" / "model" / "config.json").is_file()
-    name = next(n for n in names(output / "cft") if n.endswith("test"))
-    expected = AnswerTable.load(output / "cft" / "answers" / f"{name}.parquet").probs()
+    return (folder / "made").rename(folder / "run")
+
+
+def test_full_fine_tuning_saves_a_whole_model_and_a_moved_run_still_loads(world, whole):
+    assert (whole / "cft" / "model" / "config.json").is_file()
+    (path,) = (whole / "cft" / "answers").glob("*test.parquet")
+    expected = AnswerTable.load(path).probs()
     questions = calibrant.load_questions(world["test"])
-    np.testing.assert_allclose(calibrant.load(output).predict_proba(questions), expected, atol=1e-6)
+    np.testing.assert_allclose(calibrant.load(whole).predict_proba(questions), expected, atol=1e-6)
 
 
 def test_a_whole_model_comes_back_as_it_was_trained_and_without_its_base(
-    world, tmp_path, monkeypatch
+    world, whole, tmp_path, monkeypatch
 ):
     """The dtype is asked for, not left to the device: "auto" would be bfloat16 on a GPU."""
+    import shutil
+
     from calibrant.scoring import models
 
     output = tmp_path / "run"
+    shutil.copytree(whole, output)
     arguments = restore_arguments(world, output, "--method", "cft", "--lora-rank", "0")
-    assert run(arguments) == 0
     (path,) = (output / "cft" / "answers").glob("*test.parquet")
     expected = AnswerTable.load(path)
     path.unlink()
@@ -479,8 +490,8 @@ def test_labelled_texts_are_evaluated_and_restored(world, tmp_path, capsys):
         restored.predict_proba(questions), AnswerTable.load(expected).probs(), atol=1e-6
     )
     again = tmp_path / "r" / "config.yaml"
-    repeated = ["restore", world["model"], "--config", str(again), "--device", "cpu"]
-    assert run([*repeated, "--output-dir", str(tmp_path / "r2")]) == 0
+    repeated = ["restore", world["model"], "--config", str(again), "--method", "temperature"]
+    assert run([*repeated, "--device", "cpu", "--output-dir", str(tmp_path / "r2")]) == 0
     capsys.readouterr()
 
 
@@ -533,30 +544,6 @@ def test_an_adapter_is_restored_from_its_own_answers_on(world, restored, tmp_pat
     questions = calibrant.load_questions(world["test"])
     again = calibrant.load(tmp_path / "r").predict_proba(questions)
     np.testing.assert_allclose(again, tables[2], atol=1e-5)
-
-
-def test_a_moved_run_folder_still_loads(world, tmp_path):
-    arguments = restore_arguments(world, tmp_path / "a", "--method", "cft", "--lora-rank", "0")
-    assert run(arguments) == 0
-    (tmp_path / "a").rename(tmp_path / "b")
-    questions = calibrant.load_questions(world["test"])
-    assert calibrant.load(tmp_path / "b").predict_proba(questions).shape[0] == len(questions)
-
-
-def test_a_half_written_checkpoint_is_not_resumed_from(world, restored, tmp_path):
-    import shutil
-
-    again = tmp_path / "again"
-    shutil.copytree(restored, again)
-    shutil.rmtree(again / "cft")
-    broken = again / "cft" / "checkpoints" / "checkpoint-7"
-    broken.mkdir(parents=True)
-    (broken / "adapter_model.safetensors").write_bytes(b"half")
-    assert run(restore_arguments(world, again, *ALL_METHODS)) == 0
-    for name in names(restored / "cft"):
-        first = AnswerTable.load(restored / "cft" / "answers" / f"{name}.parquet")
-        second = AnswerTable.load(again / "cft" / "answers" / f"{name}.parquet")
-        np.testing.assert_allclose(second.probs(), first.probs(), atol=1e-6)
 
 
 def test_training_data_are_pooled_and_held_apart(world, tmp_path, monkeypatch):

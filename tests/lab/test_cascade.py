@@ -6,12 +6,16 @@ import pytest
 from calibrant.errors import InputError
 from calibrant.lab.cascade import SOURCES, cascade
 
-SEEDS = range(5)
 
-
-@pytest.fixture(scope="module")
-def runs():
-    return {source: [cascade(source, seed) for seed in SEEDS] for source in SOURCES}
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(range(1), id="one seed"),
+        pytest.param(range(1, 5), id="four more", marks=pytest.mark.slow),
+    ],
+)
+def runs(request):
+    return {source: [cascade(source, seed) for seed in request.param] for source in SOURCES}
 
 
 def at(run, step):

@@ -20,10 +20,8 @@ SIGMAS = [0.5, 0.1, 0.03, 0.01, 0.003]
 
 def kernel(t, c, sigma):
     """Gaussian reflected at 0 and 1, by its images; enough of them for sigma <= 1."""
-    total = 0.0
-    for j in range(-5, 6):
-        total = total + np.exp(-0.5 * ((t - c - 2 * j) / sigma) ** 2)
-        total = total + np.exp(-0.5 * ((t + c - 2 * j) / sigma) ** 2)
+    images = np.concatenate([[2 * j + c, 2 * j - c] for j in range(-5, 6)])
+    total = np.exp(-0.5 * ((t - images) / sigma) ** 2).sum(axis=0)
     return total / (sigma * np.sqrt(2 * np.pi))
 
 

@@ -1,18 +1,14 @@
 """A small OpenAI-compatible server of a `transformers` model, with faults to order.
 
-    python _server.py MODEL_FOLDER
-
-prints its port. ``POST /control`` sets what is wrong with it: ``{"faults": [...]}``, one for each
-of the next requests (see `FAULTS`; None is no fault), and any of `SETTINGS`. ``GET /log`` tells
-what was asked. It follows vLLM where vLLM goes further than OpenAI: token ids as prompts,
-``logprob_token_ids`` and ``return_tokens_as_token_ids``.
+`serve` is run in a process of its own. ``POST /control`` sets what is wrong with it:
+``{"faults": [...]}``, one for each of the next requests (see `FAULTS`; None is no fault), and any
+of `SETTINGS`. ``GET /log`` tells what was asked. It follows vLLM beyond OpenAI:
+token ids as prompts, ``logprob_token_ids`` and ``return_tokens_as_token_ids``.
 """
 
 import asyncio
 import gzip
-import json
 import socket
-import sys
 
 import torch
 import uvicorn
@@ -157,10 +153,13 @@ app = Starlette(
     ]
 )
 
-if __name__ == "__main__":
+
+def serve(folder, tell):
+    """Serve the model of a folder, once `tell` is told the port."""
+    global tokenizer, model
     torch.set_num_threads(1)
-    tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     listening = socket.create_server(("127.0.0.1", 0))
-    print(json.dumps({"port": listening.getsockname()[1]}), flush=True)
+    tell(listening.getsockname()[1])
     uvicorn.Server(uvicorn.Config(app, log_level="critical")).run(sockets=[listening])

@@ -394,7 +394,6 @@ def test_encoded_questions_never_exist_as_lists_all_at_once(tokenizer, monkeypat
     score(model, tokenizer, make_questions(5 * chunk), batch_tokens=4_000, show_progress=False)
     assert chunk <= max(counts) <= 2 * chunk
     assert min(counts) == 0
-    gc.unfreeze()
     encoded = encode(list(make_questions(200)), tokenizer, "letter")
     tokens = Tokens.of(encoded)
     size = sum(getattr(tokens, f.name).nbytes for f in fields(tokens) if f.name != "ids")

@@ -79,7 +79,7 @@ def losses(trainer):
 def test_training_lowers_the_training_nll(make_trainer, method, prompt, lora):
     questions = make_questions(32)
     trainer = make_trainer(
-        train=questions, lora=lora, method=method, prompt=prompt, max_steps=25, ece_weight=0.1,
+        train=questions, lora=lora, method=method, prompt=prompt, max_steps=15, ece_weight=0.1,
         anchor_weight=0.1, temperature=1.5 if method == "tempered-cft" else None,
     )  # fmt: skip
     before = trainer.evaluate(questions)["eval_nll"]
@@ -327,7 +327,7 @@ def test_a_strong_regulariser_pulls_confidence_to_held_out_accuracy(make_trainer
             calibration=held_out if method == "rcft" else None,
             method=method,
             prompt="cloze",
-            max_steps=150,
+            max_steps=80,
             ece_weight=30.0,
             question_weight=0.0,
             lr_scheduler_type="constant",

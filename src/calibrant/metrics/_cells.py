@@ -66,8 +66,12 @@ class Moments(NamedTuple):
         )
 
     def draws(self, rng: np.random.Generator, size: int) -> Floats:
-        """Draw (size, M) standard normal noise with the cells' correlation."""
-        return rng.standard_normal((size, len(self.residual))) @ _root(self.correlation).T
+        """Draw (size, M) standard normal noise with the cells' correlation.
+
+        In column-major order: a norm, which sums over cells, then runs along the memory.
+        """
+        draws = rng.standard_normal((size, len(self.residual))) @ _root(self.correlation).T
+        return np.asfortranarray(draws)
 
 
 def moments(cells: Cells, cluster: Ints | None) -> Moments:
@@ -189,6 +193,7 @@ class Path:
 
     def __init__(self, m: Moments, noise: Floats, norm: Norm, shrink: bool, side: float) -> None:
         self.m, self.z, self.norm, self.shrink = m, noise, norm, shrink
+        self.shifted = np.empty_like(noise)  # one place for all draws: there are thousands
         self.observed = float(norm(m.residual)) * (1 + 1e-9) + 1e-15
         self.sd = np.maximum(m.noise(np.zeros_like(m.residual)), m.noise(m.residual))
         self.moves = m.residual * side >= 0
@@ -201,6 +206,7 @@ class Path:
         spread = np.where(self.way < 0, -1.0, 1.0) * np.maximum(self.sd, 1e-6) * self.moves
         self.kink = 1.0
         self.beyond = spread * (np.abs(self.way[self.moves]).sum() / np.abs(spread).sum())
+        self.size = float(norm(self.at(1.0)))
 
     def with_half_an_answer(self) -> float:
         """Give the observed norm if the fullest cell were off by half an answer more."""
@@ -222,11 +228,13 @@ class Path:
     def drawn(self, u: float) -> Floats:
         """Give the norms that noise makes of ``at(u)``, (R,)."""
         delta = self.at(u)
-        return self.norm(delta + self.z * self.m.noise(delta))
+        np.multiply(self.z, self.m.noise(delta), out=self.shifted)
+        self.shifted += delta
+        return self.norm(self.shifted)
 
     def drawn_of_size(self, size: float) -> Floats:
         """Give the norms that noise makes of the residual of that norm on a straight path, (R,)."""
-        return self.drawn(size / float(self.norm(self.at(1.0))))
+        return self.drawn(size / self.size)
 
     def below(self, u: float) -> float:
         """Share of noise draws with a norm of at most the observed one."""

@@ -615,11 +615,16 @@ def save_figure(
     list of Path, the files written.
     """
     written = []
-    for kind in formats:
-        target = Path(f"{os.fspath(path)}.{kind}")
-        with replacing(target) as draft, style():
-            figure.savefig(draft, format=kind, dpi=150, metadata=_NO_DATE[kind])
-        written.append(target)
+    engine = figure.get_layout_engine()
+    try:
+        for kind in formats:
+            target = Path(f"{os.fspath(path)}.{kind}")
+            with replacing(target) as draft, style():
+                figure.savefig(draft, format=kind, dpi=150, metadata=_NO_DATE[kind])
+            written.append(target)
+            figure.set_layout_engine("none")  # laid out once, for all its files
+    finally:
+        figure.set_layout_engine(engine)
     return written
 
 
