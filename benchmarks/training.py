@@ -213,6 +213,7 @@ def callback(a, watch, notes, lengths):
 
 def ours(a, watch, folder):
     from calibrant.prompts import encode
+    from calibrant.scoring.local import score
     from calibrant.training import CalibrationConfig, CalibrationTrainer, base
 
     method, shared = OURS[a.variant]
@@ -233,6 +234,8 @@ def ours(a, watch, folder):
     e_step = trainer.e_step
 
     def timed():
+        if a.device != "cpu" and not notes:  # kernels are chosen at the first pass
+            score(trainer.model, tokenizer, held_out, prompt="letter", show_progress=False)
         began = watch.now()
         e_step()
         notes.update(e_step_s=watch.now() - began, e_step_questions=trainer._e_state().scored)

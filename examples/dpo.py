@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from protocol import device_name
 
 from calibrant.cli import run
 from calibrant.diagnosis.collapse import CollapseReport
@@ -92,6 +93,7 @@ def train(model: str, data: Path, target: Path, beta: float, arguments: argparse
         "fresh_margin": float(margin.mean()),
         "fresh_chosen_change": float((after - before)[:, 0].mean()),
         "beta": beta,
+        "device": device_name(network),
         **{k: getattr(arguments, k) for k in ("batch", "learning_rate", "max_tokens", "seed")},
     }
     write_json(target / "training.json", told)

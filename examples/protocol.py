@@ -74,9 +74,9 @@ SETUPS = {
         Setup("qwen-0.5b-chat", "Qwen2.5-Coder-0.5B-Instruct, chat-letter",
               "qwen2.5-coder-0.5b-instruct", "chat-letter", 3000, 500, 0),
         Setup("qwen-1.5b", "Qwen2.5-Coder-1.5B-Instruct, letter", "qwen2.5-coder-1.5b-instruct",
-              "letter", 150, 70, 0),
+              "letter", 3000, 500, 0),
         Setup("qwen-1.5b-chat", "Qwen2.5-Coder-1.5B-Instruct, chat-letter",
-              "qwen2.5-coder-1.5b-instruct", "chat-letter", 150, 70, 0),
+              "qwen2.5-coder-1.5b-instruct", "chat-letter", 3000, 500, 0),
     )
 }  # fmt: skip
 
@@ -112,8 +112,10 @@ def units() -> Iterator[Unit]:
     yield Unit("smollm2", QUESTIONS, 1000)
     for method in (BEFORE, "cft", "rcft", "tempered-cft"):
         yield Unit("smollm2-all", method, 3000)
-    yield Unit("qwen-1.5b", BEFORE, 150)
-    yield Unit("qwen-1.5b-chat", BEFORE, 150)
+    yield Unit("qwen-1.5b", BEFORE, 3000)
+    yield Unit("qwen-1.5b-chat", BEFORE, 3000)
+    for method in ("tempered-cft", "rcft", "cft"):
+        yield Unit("qwen-1.5b", method, 3000)
 
 
 # -- questions ----------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def test_4_bits_train_and_come_back(world, tmp_path):
     assert max(w.abs().max() for n, w in weights.items() if "lora_B" in n) > 0.01
 
 
-def test_scoring_halves_a_batch_that_does_not_fit(tokenizer, caplog):
+def test_scoring_halves_a_batch_that_does_not_fit(tokenizer):
     """In a process that may take a hundredth of the memory."""
     code = """
 import torch
@@ -131,7 +131,6 @@ torch.cuda.empty_cache()
 total = torch.cuda.get_device_properties(0).total_memory
 room = torch.cuda.memory_reserved() + 300e6
 torch.cuda.set_per_process_memory_fraction(room / total)
-import logging; logging.basicConfig(level=logging.INFO)
 cut = score(model, tokenizer, make_questions(600), prompt="cloze", batch_tokens=16384)
 import numpy as np
 np.testing.assert_allclose(cut.logprobs, whole.logprobs, atol=1e-4)
@@ -145,4 +144,4 @@ print("same")
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "same" in done.stdout
-    assert "memory" in done.stderr  # it says that it halved
+    assert "do not fit in memory at once" in done.stderr

@@ -28,6 +28,7 @@ from calibrant.scoring.local import (
     automatic_batch_tokens,
     plan_batches,
     score,
+    score_encoded,
 )
 from calibrant.scoring.processes import Processes
 from calibrant.scoring.tokens import Tokens
@@ -176,9 +177,9 @@ def test_a_run_goes_on_with_the_batch_size_it_was_begun_with(tokenizer, tmp_path
     from calibrant.scoring import local
 
     run = ask(tokenizer, "letter", batch_tokens=None)
-    monkeypatch.setattr(local, "automatic_batch_tokens", lambda model: 150)
+    monkeypatch.setattr(local, "automatic_batch_tokens", lambda *_: 150)
     first = run(tmp_path / "partial")
-    monkeypatch.setattr(local, "automatic_batch_tokens", lambda model: 400)
+    monkeypatch.setattr(local, "automatic_batch_tokens", lambda *_: 400)
     again = run(tmp_path / "partial")
     assert (again.logprobs == first.logprobs).all()
     assert json.loads((tmp_path / "partial/plan.json").read_text())["batch_tokens"] == 150
@@ -261,7 +262,9 @@ def cuda_failure():
 
 @pytest.mark.parametrize("fail", [real_failure, cuda_failure])
 @pytest.mark.parametrize("prompt", ["letter", "cloze"])
-def test_a_batch_that_does_not_fit_is_halved_and_no_question_is_lost(tokenizer, prompt, fail):
+def test_a_batch_that_does_not_fit_is_halved_and_no_question_is_lost(
+    tokenizer, prompt, fail, capsys
+):
     model, questions = make_model(), make_questions(60)
     expected = score(model, tokenizer, questions, prompt=prompt, show_progress=False).logprobs
     seen = []
@@ -279,6 +282,24 @@ def test_a_batch_that_does_not_fit_is_halved_and_no_question_is_lost(tokenizer, 
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert sum(rows for rows in seen if rows <= 5) == 60, "each question once"
     assert sum(rows > 5 for rows in seen) <= 4, "the size that fits is kept"
+    assert "from here on a batch is scored in 2 pieces" in capsys.readouterr().err
+
+
+def test_where_forward_passes_run_can_be_said(tokenizer):
+    """Under ZeRO-3 a model's first weight, frozen, seems to be on the CPU."""
+    model, questions = make_model(), make_questions(6)
+    expected = score(model, tokenizer, questions, show_progress=False).logprobs
+
+    class Husk(type(model)):
+        @property
+        def device(self):
+            raise AssertionError("asked where the first weight is")
+
+    model.__class__ = Husk
+    here = Processes(device=torch.device("cpu"))
+    encoded = encode(list(questions), tokenizer, "letter")
+    found = score_encoded(model, tokenizer, encoded, processes=here, show_progress=False)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_question_that_does_not_fit_alone_is_named(tokenizer):

@@ -55,7 +55,7 @@ def counted():
         sizes.append(len(rows))
         return run(self, rows)
 
-    small = patch.object(local, "automatic_batch_tokens", lambda model: 128)
+    small = patch.object(local, "automatic_batch_tokens", lambda *_: 128)
     with small, patch.object(local._Forward, "_run", noted):
         yield sizes
 

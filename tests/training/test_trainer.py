@@ -68,6 +68,17 @@ def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+def test_an_adapter_begins_as_the_seed_says_whatever_was_drawn_before(make_trainer):
+    starts = []
+    for seed in (1, 1, 2):
+        model = make_model()
+        torch.rand(len(starts) + 1)
+        starts.append(weights(make_trainer(model, lora=True, seed=seed)))
+    one, same, other = starts
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
 @pytest.mark.parametrize(
     ("method", "prompt", "lora"),
     [

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from calibrant.answers import AnswerTable
 from calibrant.errors import InputError
 from calibrant.permutations import in_every_order
-from calibrant.progress import progress
+from calibrant.progress import note, progress
 from calibrant.prompts import (
     EncodedQuestion,
     Prompt,
@@ -176,7 +176,8 @@ def score_encoded(
     packed = can_pack(model, tokens)
     journal = None if partial is None else Journal(partial)
     started = journal.plan.get("batch_tokens") if journal else None
-    budget = processes.of_first(batch_tokens or started or automatic_batch_tokens(model))
+    device = processes.device or model.device
+    budget = processes.of_first(batch_tokens or started or automatic_batch_tokens(model, device))
     batches = plan_batches(tokens, budget, text_config(model).vocab_size, packed)
     done: dict[int, list[list[float]]] = {}
     if journal is not None:
@@ -185,8 +186,9 @@ def score_encoded(
     left = [b for b in range(len(batches)) if b not in done]
     todo = left[processes.rank :: processes.world]
     forward = _Forward(
-        model, tokens, pad_token(tokenizer), packed, tokenizer.padding_side, processes.lockstep
-    )
+        model, tokens, device, pad_token(tokenizer), packed, tokenizer.padding_side,
+        processes.lockstep,
+    )  # fmt: skip
     write = journal.writing(processes.rank) if journal else contextlib.nullcontext(_discard)
     show = show_progress and processes.rank == 0
     with (
@@ -220,12 +222,13 @@ class _Forward:
         self,
         model: Any,
         tokens: Tokens,
+        device: torch.device,
         pad: int,
         packed: bool,
         padding_side: str,
         lockstep: bool = False,
     ) -> None:
-        self.model, self.tokens, self.lockstep = model, tokens, lockstep
+        self.model, self.tokens, self.device, self.lockstep = model, tokens, device, lockstep
         self.layout: dict[str, Any] = {
             "pad_token": pad,
             "packed": packed,
@@ -250,12 +253,16 @@ class _Forward:
                     ) from error
             # Outside the handler, which would keep the failed batch's tensors alive.
             self.pieces = 2 * pieces
-            if self.model.device.type == "cuda":
+            note(
+                f"note: {len(rows)} questions do not fit in memory at once; from here on a batch "
+                f"is scored in {self.pieces} pieces"
+            )
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _run(self, rows: NDArray[np.int64]) -> list[list[float]]:
         batch = collate(self.tokens.take(rows), **self.layout)
-        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         scores = option_scores(self.model, batch)[0].cpu().double().tolist()
         return [row[:k] for row, k in zip(scores, self.tokens.n_options[rows], strict=True)]
 
@@ -268,12 +275,14 @@ def out_of_memory(error: BaseException) -> bool:
     return known or bool(should_reduce_batch_size(error))
 
 
-def automatic_batch_tokens(model: Any) -> int:
+def automatic_batch_tokens(model: Any, where: torch.device | None = None) -> int:
     """Tokens of a forward pass: as many as are of use, as long as they take half the free memory.
 
     An estimate, from the width of the model's layers; `score` halves a batch that is too large.
+    ``where`` it runs, if not where the model's first weight is.
     """
-    device = model.device.type
+    where = where or model.device
+    device = where.type
     config = text_config(model)
     useful = ACCELERATOR_TOKENS
     if device == "cpu":
@@ -281,7 +290,7 @@ def automatic_batch_tokens(model: Any) -> int:
         per_thread = max(TOKENS_PER_THREAD, NUMBERS_PER_THREAD // config.hidden_size)
         useful = min(useful, per_thread * torch.get_num_threads())
     if device == "cuda":
-        free = torch.cuda.mem_get_info(model.device)[0]
+        free = torch.cuda.mem_get_info(where)[0]
     elif device == "cpu":
         import psutil
 

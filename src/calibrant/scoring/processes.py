@@ -21,11 +21,14 @@ class Processes:
     rank : 0 to world - 1; process 0 writes. world : number of processes.
     lockstep : every forward pass must be made by all processes at once, as each holds only a part
         of the weights.
+    device : where this process's forward passes run; None, where the model's first weight is.
+        ZeRO-3 leaves frozen weights' husks on the CPU.
     """
 
     rank: int = 0
     world: int = 1
     lockstep: bool = False
+    device: Any = None
 
     @classmethod
     def join(cls) -> Processes:

@@ -91,7 +91,9 @@ class OptionTrainer(FaultTolerantTrainer):
             )
         if peft_config is not None:
             from peft import get_peft_model
+            from transformers import set_seed
 
+            set_seed(args.seed)  # an adapter begins with random numbers
             model = get_peft_model(model, peft_config)
         if encoded is not None:
             check_lengths(model, encoded)
@@ -160,6 +162,7 @@ class OptionTrainer(FaultTolerantTrainer):
             self.args.process_index,
             self.args.world_size,
             lockstep=self.accelerator.distributed_type in ("FSDP", "DEEPSPEED"),
+            device=self.args.device,
         )
 
     def read(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
