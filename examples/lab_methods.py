@@ -161,7 +161,8 @@ def write(stories: Path, output: Path) -> None:
         if worlds:
             sections.append(results_table(title, worlds).to_markdown())
             report = json.loads((there[0] / "report.json").read_text(encoding="utf-8"))
-            notes += [f"- {title}: {note}" for note in report["notes"]]
+            where = f"{stories.resolve()}/"
+            notes += [f"- {title}: {n.replace(where, '')}" for n in report["notes"]]
     aligned = []
     for folder in sorted(output.glob("*/catto")):
         story = stories / folder.parent.name

@@ -225,8 +225,9 @@ def elsewhere(found: Found, results: Path) -> Table | None:
     pairs = {}
     for u in found.kept:
         file = results / "protocol" / u.name / "pairs.json"
-        if file.exists() and u.labels == found.setup.labels and u.seed == SEED:
-            pairs[u.method] = json.loads(file.read_text(encoding="utf-8"))
+        if file.exists() and u.seed == SEED:
+            fewer = f", {u.labels:,} labels" if u.labels < found.setup.labels else ""
+            pairs[u.method + fewer] = json.loads(file.read_text(encoding="utf-8"))
     if BEFORE not in pairs:
         return None
     start = _pair_numbers(pairs[BEFORE])
@@ -265,9 +266,9 @@ def repeats_table(found: Found) -> Table | None:
     """Means over seeds and label budgets, where there are several."""
     rows = []
     for u, parts in found.repeats.items():
-        several = sum(o.method == u.method for o in found.repeats) > 1
-        if not several:
-            continue
+        alone = sum(o.method == u.method for o in found.repeats) == 1
+        if alone and u.labels == found.setup.labels:
+            continue  # it is in the tables above
         cells = []
         for table in pools(parts).values():
             p, y = table.probs(), table.labels
