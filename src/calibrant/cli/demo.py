@@ -13,7 +13,7 @@ from calibrant.cli.terminal import terminal_options
 
 
 @click.command("demo")
-@click.option("--fast", is_flag=True, help="Under a minute, too small to show every effect.")
+@click.option("--fast", is_flag=True, help="Little over a minute, too small to show every effect.")
 @click.option(
     "--workers",
     type=click.IntRange(1),
@@ -28,7 +28,7 @@ def command(fast: bool, workers: int, output_dir: str, seed: int) -> dict[str, A
     """See calibration lost by alignment and restored, in a world whose truth is known.
 
     A small language model is pre-trained, aligned by DPO and restored in both regimes; nothing is
-    downloaded. Takes about four minutes on two cores.
+    downloaded. Takes about three minutes on two cores.
 
     \b
     calibrant demo
