@@ -246,10 +246,10 @@ class Bench:
                 "logging_strategy": "no",
             }  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
+            how = {"per_device_train_batch_size": 32} | how | way.settings
             arguments = CalibrationConfig(
                 output_dir=folder, prompt="cloze", seed=self.seed, use_cpu=True, disable_tqdm=True,
-                report_to="none", per_device_train_batch_size=32,
-                temperature=temperature if way.at_temperature else None, **how | way.settings,
+                report_to="none", temperature=temperature if way.at_temperature else None, **how,
             )  # fmt: skip
             set_seed(self.seed)
             n = round(way.unlabelled * len(labelled))

@@ -18,7 +18,7 @@ from calibrant.questions import Question
 from calibrant.report import Table, prepare_confidence, reliability_of_report
 from calibrant.report.collapse import write_collapse
 from calibrant.report.drawings import draw_confidence, draw_plane, draw_reliability, prepare_risk
-from calibrant.report.figures import PlanePoint, plot_plane, prepare_plane
+from calibrant.report.figures import PlanePoint, plot_plane, prepare_plane, svg_text
 from calibrant.report.folder import write_evaluation, write_restoration
 from calibrant.report.page import Claim, Page, Section, page_text, shown, worst_mistakes
 from calibrant.report.svg import of_figure
@@ -311,7 +311,8 @@ def test_files_of_the_page_are_installed_with_the_package():
 def test_a_matplotlib_figure_joins_the_page_under_its_policy():
     figure = plot_plane(prepare_plane([PlanePoint("a <b>", 0.6, 0.3), PlanePoint("c", 0.7, 0.1)]))
     first, second = (
-        of_figure(key, figure, title="<script>", description="d") for key in ("one", "two")
+        of_figure(key, svg_text(figure), title="<script>", description="d")
+        for key in ("one", "two")
     )
     page = Reader(first + second)
     assert not page.unclosed

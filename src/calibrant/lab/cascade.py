@@ -13,6 +13,7 @@ with g the E-step of the real training (`calibrant.training.targets.ConfidenceMa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -53,6 +54,7 @@ class Cascade:
     accuracy: float
 
 
+@cache  # the story tells it, and draws it
 def cascade(
     source: str, seed: int = 0, *, n: int = 20_000, steps: int = 400, rate: float = 0.05
 ) -> Cascade:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from calibrant.diagnosis.verdict import verdict
 from calibrant.files import write_json, write_text
@@ -18,9 +18,6 @@ from calibrant.report.sections import making_section
 from calibrant.report.svg import of_figure
 from calibrant.report.tables import Table
 from calibrant.runs import versions
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Figures of each chapter, with what they show in words.
 _FIGURES = (
@@ -43,17 +40,17 @@ _FIGURES = (
 
 def write_page(story: Story, seconds: float) -> None:
     """Write ``report.html``, ``report.md``, ``report.json`` and the figures into the run folder."""
-    drawn = pictures(story)
+    said = [words(story, i) for i in range(len(CHAPTERS))]
     folder = Path(story.folder) / "figures"
     folder.mkdir(exist_ok=True)
-    for name, figure in drawn.items():
+    for name, figure in pictures(story).items():
         save_figure(figure, folder / name)
     tables = [results_table(story), theory_table(story)]
     chapters = [
         Section(
             f"{i + 1}. {title}",
-            (words(story, i),),
-            {"": [_picture(name, text, drawn[name]) for name, text in _FIGURES[i]]},
+            (said[i],),
+            {"": [_picture(folder, name, text) for name, text in _FIGURES[i]]},
             size="full",
         )
         for i, title in enumerate(CHAPTERS)
@@ -72,12 +69,13 @@ def write_page(story: Story, seconds: float) -> None:
         headline="In short",
     )
     page_file.write_page(story.folder / "report.html", page)
-    write_text(story.folder / "report.md", _markdown(story, tables))
+    write_text(story.folder / "report.md", _markdown(said, tables))
     write_json(story.folder / "report.json", _numbers(story, seconds))
 
 
-def _picture(name: str, text: str, figure: Figure) -> Picture:
-    return Picture(name, text, of_figure(name, figure, title=name, description=text), None)
+def _picture(folder: Path, name: str, text: str) -> Picture:
+    drawn = (folder / f"{name}.svg").read_text(encoding="utf-8")
+    return Picture(name, text, of_figure(name, drawn, title=name, description=text), None)
 
 
 def _claims(story: Story) -> tuple[Claim, ...]:
@@ -92,10 +90,10 @@ def _claims(story: Story) -> tuple[Claim, ...]:
     return tuple(found)
 
 
-def _markdown(story: Story, tables: list[Table]) -> str:
+def _markdown(said: list[str], tables: list[Table]) -> str:
     parts = []
     for i, title in enumerate(CHAPTERS):
-        parts.append(f"## {i + 1}. {title}\n\n{words(story, i)}\n")
+        parts.append(f"## {i + 1}. {title}\n\n{said[i]}\n")
         parts += [f"![{text}](figures/{name}.png)\n" for name, text in _FIGURES[i]]
     return "\n".join(parts + [table.to_markdown() for table in tables])
 

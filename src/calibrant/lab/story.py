@@ -539,14 +539,24 @@ class _Lab:
 
     def test_sets(self, step: Step) -> dict[str, Questions]:
         """Both test sets, and the questions of chapters three and four that were trained on."""
+        if step.data in ("fresh", "few", "repeated"):
+            return self._tests | {TRAIN: self.labelled(step)[0]}
+        return self._tests
+
+    @cached_property
+    def _tests(self) -> dict[str, Questions]:
         s = self.settings
-        sets = {
+        return {
             IN: self.world.questions(IN, s.test, _TEST, test=True),
             OUT: self.world.questions(OUT, s.test // 2, _TEST, test=True),
         }
-        if step.data in ("fresh", "few", "repeated"):
-            sets[TRAIN] = self.labelled(step)[0]
-        return sets
+
+    @cached_property
+    def _test_tokens(self) -> dict[int, Any]:
+        """The test questions as tokens, by `id`: every model is asked them."""
+        from calibrant.scoring.local import tokens_of
+
+        return {id(q): tokens_of(q, self.tokenizer, PROMPT) for q in self._tests.values()}
 
     def watched(self, step: Step) -> dict[str, Questions] | None:
         """Small samples on which trainings on few labels are watched."""
@@ -554,10 +564,17 @@ class _Lab:
             return None
         return {TRAIN: self.labelled(step)[0][:200], "test": self.test_sets(step)[IN][:WATCHED]}
 
-    def answer(self, model: Any, questions: Questions | None) -> AnswerTable:
+    def answer(self, model: Any, questions: Questions) -> AnswerTable:
         from calibrant.scoring.local import score
 
-        return score(model, self.tokenizer, questions, prompt=PROMPT, show_progress=False)
+        return score(
+            model,
+            self.tokenizer,
+            questions,
+            prompt=PROMPT,
+            encoded=self._test_tokens.get(id(questions)),
+            show_progress=False,
+        )
 
 
 @lru_cache(maxsize=1)

@@ -10,17 +10,14 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 from markupsafe import Markup
 
-from calibrant.report.figures import GREY, VERMILION, Floats, Interval, svg_text
+from calibrant.report.figures import GREY, VERMILION, Floats, Interval
 from calibrant.report.tables import one_line
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 INK, PAPER, BAR, RULE, WRONG = "#1d1d1f", "#ffffff", "#9a9a9a", "#d9d9d9", "#f2c9ae"
 DASHED, DOTTED, DASH_DOT = "5 4", "2 2", "7 3 2 3"
@@ -329,13 +326,13 @@ def even_ticks(low: float, high: float, most: int = 6) -> list[float]:
 _SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 
 
-def of_figure(key: str, figure: Figure, *, title: str, description: str) -> Markup:
-    """Turn a matplotlib figure into an element like those of `drawing`.
+def of_figure(key: str, text: str, *, title: str, description: str) -> Markup:
+    """Turn a figure as matplotlib wrote it, SVG, into an element like those of `drawing`.
 
     Its styles become presentation attributes, which the page's policy allows and its style sheet
     can turn over; ids begin with ``key``, so that several figures fit one page.
     """
-    root = ElementTree.fromstring(svg_text(figure))
+    root = ElementTree.fromstring(text)
     for parent in [*root.iter()]:
         for child in [*parent]:
             if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):

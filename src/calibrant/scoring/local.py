@@ -25,7 +25,7 @@ from calibrant.prompts import (
     encode_chunks,
     resolved,
 )
-from calibrant.questions import Question, question_key
+from calibrant.questions import Question, Questions, question_key
 from calibrant.scoring.batch import (
     can_pack,
     check_lengths,
@@ -63,6 +63,7 @@ def score(
     batch_tokens: int | None = None,
     partial: str | os.PathLike[str] | None = None,
     processes: Processes = ALONE,
+    encoded: Tokens | None = None,
     show_progress: bool = True,
 ) -> AnswerTable:
     r"""Ask a model every question and return its option log-probabilities.
@@ -90,6 +91,8 @@ def score(
         where it stopped and gives the same table. It stays when all is done: save the table, then
         delete it (`calibrant.runs.answers_at` does).
     processes : share the batches out over these; each then has the whole table.
+    encoded : what `tokens_of` makes of the same questions, tokenizer and prompt, where they are
+        asked more than once; not with ``permutations``.
     show_progress : draw a progress bar on standard error.
 
     Returns
@@ -122,7 +125,8 @@ def score(
             )
 
         return in_every_order(ask, questions, permutations, seed)
-    encoded = Tokens.join(encode_chunks(list(questions), tokenizer, prompt))
+    if encoded is None:
+        encoded = Tokens.join(encode_chunks(list(questions), tokenizer, prompt))
     scores = score_encoded(
         model,
         tokenizer,
@@ -151,9 +155,25 @@ def score(
         n_options=n_options,
         option_mass=np.minimum(mass, 1.0),
         tasks=tuple(q.subject or "" for q in questions),
-        groups=tuple(question_key(q) for q in questions),
+        groups=(
+            questions.groups
+            if isinstance(questions, Questions)
+            else tuple(question_key(q) for q in questions)
+        ),
         provenance=_provenance(model, questions, prompt) | {"tokens": int(encoded.n_tokens.sum())},
     )
+
+
+def tokens_of(questions: Sequence[Question], tokenizer: Any, prompt: PromptLike) -> Tokens:
+    """Encode questions as `score` does.
+
+    Raises
+    ------
+    InputError
+        If the tokenizer cannot form the prompt.
+    """
+    prompt = resolved(prompt, tokenizer, questions)
+    return Tokens.join(encode_chunks(list(questions), tokenizer, prompt))
 
 
 def score_encoded(

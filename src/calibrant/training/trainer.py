@@ -18,7 +18,7 @@ from calibrant.errors import InputError
 from calibrant.posthoc import TemperatureScaling
 from calibrant.prompts import EncodedQuestion, Prompt, encode
 from calibrant.questions import Question, Questions, split_questions
-from calibrant.scoring.local import score, score_encoded
+from calibrant.scoring.local import score, score_encoded, tokens_of
 from calibrant.scoring.tokens import Tokens
 from calibrant.training.base import OptionTrainer
 from calibrant.training.config import CalibrationConfig
@@ -139,6 +139,7 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         self._tally = np.zeros((2, args.e_step_bins), dtype=np.int64)  # of this optimiser step
         self._learnt = False  # whether the training questions have been trained on before
         self._noised = False  # whether the model drops out when it trains
+        self._evaluated: dict[int, tuple[Questions, Tokens]] = {}  # by their id(), while kept
         self._labelled: set[str] = set()
         self._teacher: dict[str, np.ndarray] = {}  # question -> tempered probabilities, (K,)
         self.temperature = args.temperature or 1.0
@@ -420,9 +421,21 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
             questions,
             prompt=self.args.prompt,
             processes=self.processes,
+            encoded=self._tokens(questions),
             show_progress=not self.args.disable_tqdm,
         )
         return answers.with_logprobs(answers.logprobs / self.temperature)
+
+    def _tokens(self, questions: Sequence[Question]) -> Tokens | None:
+        """Encode the questions of an evaluation once: they do not change, and come again."""
+        sets = self.eval_dataset
+        sets = sets.values() if isinstance(sets, dict) else (sets,)
+        if not isinstance(questions, Questions) or all(questions is not known for known in sets):
+            return None
+        if id(questions) not in self._evaluated:
+            tokens = tokens_of(questions, self.tokenizer, self.args.prompt)
+            self._evaluated[id(questions)] = questions, tokens
+        return self._evaluated[id(questions)][1]
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Not for questions: `score` gives their answer table.
