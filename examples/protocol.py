@@ -37,8 +37,13 @@ OUT = ("arc_challenge/test", "arc_easy/test")
 SHARES = {"openbookqa/train": 2, "medmcqa/train_partial": 1, "mmlu/dev+val": 3}
 BEST = ("tempered-cft", "cft", "brier", "rcft")  # with three seeds
 OTHERS = ("label-smoothing", "sft", "focal", "entropy", "cogcalib", "rcft-released")
-# Tempered CFT as restore runs it; "tempered-cft" is here without the question's own tokens.
-QUESTIONS = "tempered-cft-questions"
+# "tempered-cft" is here without the question's own tokens, QUESTIONS is what restore runs.
+QUESTIONS, RCFT_10 = "tempered-cft-questions", "rcft-lambda-10"
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # method and settings, where not the default
+    "tempered-cft": ("tempered-cft", {"question_weight": 0.0}),
+    QUESTIONS: ("tempered-cft", {}),
+    RCFT_10: ("rcft", {"ece_weight": 10.0}),
+}
 PAIR_TOKENS = 384  # preference pairs whose prompt with its longer answer takes more are left out
 
 
@@ -110,12 +115,11 @@ def units() -> Iterator[Unit]:
     for method in ("tempered-cft", "cft"):
         yield from (Unit("smollm2", method, labels) for labels in (1000, 300, 100))
     yield Unit("smollm2", QUESTIONS, 1000)
+    yield Unit("smollm2", RCFT_10, 3000)
     for method in (BEFORE, "cft", "rcft", "tempered-cft"):
         yield Unit("smollm2-all", method, 3000)
     yield Unit("qwen-1.5b", BEFORE, 3000)
     yield Unit("qwen-1.5b-chat", BEFORE, 3000)
-    for method in ("tempered-cft", "rcft", "cft"):
-        yield Unit("qwen-1.5b", method, 3000)
 
 
 # -- questions ----------------------------------------------------------------------------------
@@ -214,11 +218,11 @@ class Work:
 
         setup, file = SETUPS[unit.setup], work / "trained.json"
         if not file.exists():
-            method = "tempered-cft" if unit.method == QUESTIONS else unit.method
+            method, changes = VARIANTS.get(unit.method, (unit.method, {}))
             settings = RestoreSettings(
                 model=setup.model, train=("-",), evaluate=("-",), methods=(method,),
                 prompt=setup.prompt, seed=unit.seed, batch_size=setup.batch,
-                question_weight=0.0 if unit.method == "tempered-cft" else None,
+                **changes,
             )  # fmt: skip
             recorder = recording_trainer(work / "online.jsonl")
             _, cost = fine_tune(

@@ -5,8 +5,9 @@ usage: python examples/rcft.py [--worlds runs/laboratory] [--seeds 0 1 2 3 4]
 
 Fine-tunes the aligned model of each laboratory world (examples/laboratory.py; what is missing of
 it is made here) in every way of a study. Each way's numbers go to docs/results/rcft/SEED.json as
-soon as they are known, so it may be killed at any moment and a later run goes on. About 6 minutes
-a world on a quiet core, once the laboratory has made it. --write makes the tables of the results there are.
+soon as they are known, so it may be killed at any moment and a later run goes on. About six
+minutes a world on a quiet core, once the laboratory has made it. --write makes the tables of the
+results there are.
 """
 
 import argparse
