@@ -13,7 +13,7 @@ from calibrant.cli.terminal import terminal_options
 
 
 @click.command("demo")
-@click.option("--fast", is_flag=True, help="Little over a minute, too small to show every effect.")
+@click.option("--fast", is_flag=True, help="Under a minute, too small to show every effect.")
 @click.option(
     "--workers",
     type=click.IntRange(1),
