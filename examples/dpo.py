@@ -1,12 +1,15 @@
 """What further DPO does to a real model's calibration, and what a base model looks like.
 
 usage: python examples/dpo.py [--data ../shared/data] [--model models/smollm2-135m-instruct]
-                              [--beside models/gemma-3-270m] [--output runs/dpo] [--write]
+                              [--beside models/gemma-3-270m] [--output runs/dpo]
+                              [--loss dpo catto preference-matching] [--write]
 
 Trains LoRA adapters by DPO on UltraFeedback pairs, one for every β, then runs `calibrant collapse`
 on ARC-Easy test questions, cloze, and letter in cyclic orders, with the pre-trained base model of
 another family beside it. About an hour of one core at the defaults, which are small; a second call
 goes on where a first was stopped. --write puts the tables and figures into docs/results/dpo.md.
+Several losses are compared with each other at one β, by cloze alone, and have a block of their own
+there: give them an --output of their own.
 """
 
 import argparse
@@ -27,6 +30,7 @@ from calibrant.report.tables import Table, number
 
 REPOSITORY = Path(__file__).parents[1]
 MICRO_BATCH = 4  # pairs of a forward pass
+LOSSES = ("dpo", "catto", "preference-matching")
 PAGE = REPOSITORY / "docs/results/dpo.md"
 TITLES = {
     "cloze": "Cloze: what the models know",
@@ -36,8 +40,8 @@ TITLES = {
 ASKED = {"cloze": (300, []), "letter": (60, ["--permutations", "cyclic"])}
 
 
-def train(model: str, data: Path, target: Path, beta: float, arguments: argparse.Namespace) -> None:
-    """Train the adapter of one β, and note what happened to the pairs, unless that is done."""
+def train(target: Path, loss: str, beta: float, arguments: argparse.Namespace) -> None:
+    """Train the adapter of one loss and β and note what became of the pairs, unless done."""
     if (target / "training.json").exists():
         return
     from peft import LoraConfig
@@ -51,10 +55,10 @@ def train(model: str, data: Path, target: Path, beta: float, arguments: argparse
         encode_preferences,
     )
 
-    pairs = load_preferences(data / "preferences/ultrafeedback_train.jsonl.gz")
-    fresh = load_preferences(data / "preferences/ultrafeedback_validation.jsonl.gz")
+    pairs = load_preferences(arguments.data / "preferences/ultrafeedback_train.jsonl.gz")
+    fresh = load_preferences(arguments.data / "preferences/ultrafeedback_validation.jsonl.gz")
     random.Random(arguments.seed).shuffle(pairs)
-    network, tokenizer = load_model(model, dtype="float32")
+    network, tokenizer = load_model(arguments.model, dtype="float32")
     fresh = [
         q for q in encode_preferences(fresh, tokenizer) if q.longest <= arguments.max_tokens
     ]  # pairs that DPO does not see
@@ -64,6 +68,7 @@ def train(model: str, data: Path, target: Path, beta: float, arguments: argparse
         model=network,
         args=PreferenceConfig(
             output_dir=str(target.parent / "checkpoints"),
+            loss=loss,
             beta=beta,
             learning_rate=arguments.learning_rate,
             num_train_epochs=arguments.epochs,
@@ -92,6 +97,7 @@ def train(model: str, data: Path, target: Path, beta: float, arguments: argparse
         "fresh_margin_rose": float((margin > 0).mean()),
         "fresh_margin": float(margin.mean()),
         "fresh_chosen_change": float((after - before)[:, 0].mean()),
+        "loss": loss,
         "beta": beta,
         "device": device_name(network),
         **{k: getattr(arguments, k) for k in ("batch", "learning_rate", "max_tokens", "seed")},
@@ -100,10 +106,11 @@ def train(model: str, data: Path, target: Path, beta: float, arguments: argparse
 
 
 def training_block(found: list[dict]) -> str:
-    """Say what DPO did to the pairs themselves, a line for every β."""
+    """Say what training did to the pairs themselves, a line for every loss and β."""
     told = found[0]
     rows = tuple(
         (
+            t.get("loss", "dpo"),
             f"{t['beta']:g}",
             number(t["losses"][0]),
             number(t["losses"][-1]),
@@ -113,40 +120,50 @@ def training_block(found: list[dict]) -> str:
         )
         for t in found
     )
-    columns = ("β", "loss, first", "last", "preferred gained", "margin, nats", "preferred, nats")
+    columns = (
+        "",
+        "β",
+        "loss, first",
+        "last",
+        "preferred gained",
+        "margin, nats",
+        "preferred, nats",
+    )
     return (
         f"{told['pairs']} pairs of at most {told['max_tokens']} tokens, {told['steps']} steps of "
         f"{told['batch']} pairs, learning rate {told['learning_rate']:g}, LoRA of rank 16, seed "
-        f"{told['seed']}. ln 2 = .693 is the loss of one who has learnt nothing. The last three "
-        f"columns are of {told['fresh_pairs']} validation pairs that DPO did not see: how often "
+        f"{told['seed']}. ln 2 = .693 is DPO's loss of one who has learnt nothing. The last three "
+        f"columns are of {told['fresh_pairs']} validation pairs not trained on: how often "
         "the preferred answer gained on the other, by how much on average, and what became of its "
         "own log-probability.\n\n" + Table(columns, rows).to_markdown()
     )
 
 
-def section(prompt: str, folder: Path, results: Path) -> str:
+def section(prompt: str, folder: Path, picture: Path) -> str:
     """Markdown of one prompt's stages; the figure is copied beside the page."""
     found = json.loads((folder / "collapse.json").read_text(encoding="utf-8"))
     reports = {name: CollapseReport.from_dict(r) for name, r in found["stages"].items()}
-    lines = [f"## {TITLES[prompt]}", "", collapse_table(reports).to_markdown()]
+    lines = [collapse_table(reports).to_markdown()]
     if prompt == "letter":
         lines.append(letter_table(reports).to_markdown())
-    shutil.copy(folder / "collapse.png", results / f"dpo-{prompt}.png")
-    lines.append(f"![confidence, entropy and scores by stage, {prompt}](dpo-{prompt}.png)")
+    shutil.copy(folder / "collapse.png", picture)
+    lines.append(f"![confidence, entropy and scores by stage, {prompt}]({picture.name})")
     return "\n".join(lines)
 
 
 def write(output: Path, page: Path) -> None:
     """Fill the page's blocks from the run folders there are."""
     text = page.read_text(encoding="utf-8")
-    told = [
-        json.loads(file.read_text(encoding="utf-8")) for file in output.glob("dpo-*/training.json")
-    ]
+    told = [json.loads(file.read_text(encoding="utf-8")) for file in output.glob("*/training.json")]
     told.sort(key=lambda t: -t["beta"])
+    if len({t.get("loss", "dpo") for t in told}) > 1:
+        found = section("cloze", output / "cloze", page.parent / "dpo-losses.png")
+        write_text(page, replace_block(text, "losses", f"{training_block(told)}\n\n{found}"))
+        return
     text = replace_block(text, "training", training_block(told))
     sections = [
-        section(prompt, output / prompt, page.parent)
-        for prompt in ASKED
+        f"## {title}\n\n" + section(prompt, output / prompt, page.parent / f"dpo-{prompt}.png")
+        for prompt, title in TITLES.items()
         if (output / prompt / "collapse.json").exists()
     ]
     write_text(page, replace_block(text, "stages", "\n\n".join(sections)))
@@ -158,6 +175,7 @@ def main() -> int:
     parser.add_argument("--model", default="models/smollm2-135m-instruct")
     parser.add_argument("--beside", default="models/gemma-3-270m")
     parser.add_argument("--output", type=Path, default=Path("runs/dpo"))
+    parser.add_argument("--loss", nargs="+", default=["dpo"], choices=LOSSES)
     parser.add_argument("--beta", type=float, nargs="+", default=[0.1])
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--epochs", type=float, default=2)
@@ -167,13 +185,17 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="into docs/results/dpo.md")
     arguments = parser.parse_args()
     stages = []
-    for beta in arguments.beta:
-        adapter = arguments.output / f"dpo-{beta:g}"
-        train(arguments.model, arguments.data, adapter, beta, arguments)
-        stages += ["--aligned", str(adapter)]
-    if Path(arguments.beside).is_dir():
+    if len(arguments.loss) > 1 < len(arguments.beta):
+        parser.error("several losses are compared at one --beta")
+    for loss in arguments.loss:
+        for beta in arguments.beta:
+            adapter = arguments.output / f"{loss}-{beta:g}"
+            train(adapter, loss, beta, arguments)
+            stages += ["--aligned", str(adapter)]
+    asked = {"cloze": ASKED["cloze"]} if len(arguments.loss) > 1 else ASKED
+    if Path(arguments.beside).is_dir() and len(arguments.loss) == 1:
         stages += ["--aligned", arguments.beside]
-    for prompt, (limit, how) in ASKED.items():
+    for prompt, (limit, how) in asked.items():
         code = run(
             ["collapse", "--base", arguments.model, *stages, "--prompt", prompt, *how,
              "--dtype", "float32",

@@ -555,7 +555,8 @@ USAGE = [
 
 # Commands that cannot be carried out; t.csv, u.csv and q.jsonl are good.
 VALUES = [
-    ("compare a", "a: one run alone; expected a second one to compare with it"),
+    ("compare a", "a: no such file or folder; expected a run folder, a file of answers"),
+    ("compare t.csv", "t.csv: one run alone; expected a second one to compare with it"),
     ('compare t.csv none',
      'none: no such file or folder; expected a run folder, a file of answers, or lm-eval '
      'output'),

@@ -199,6 +199,10 @@ def test_a_paired_comparison_marks_only_changes_clear_of_zero():
     assert by_metric["accuracy ↑"][3] == ".000"  # the same predictions
     assert table.notes[0].startswith(judged.label)
     assert "N = 1,500" in table.title
+    # The ECE of the second is noise: its change is larger than the columns say, and that is told.
+    shown = float(by_metric["conf-ECE ↓"][2]) - float(by_metric["conf-ECE ↓"][1])
+    assert judged.difference["conf_ece"].value < shown - 0.005
+    assert "not the difference of its columns" in table.notes[-1]
 
 
 def by_subject(seed, bad=(), n=60):

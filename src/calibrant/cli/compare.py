@@ -68,14 +68,14 @@ def command(
         baseline = next(iter(folders))
     if baseline not in folders:
         raise InputError(f"--baseline {baseline!r}, expected one of {', '.join(folders)}")
+    domains = set_domains(folders[baseline])
+    titles = {s: f"{s}, {DOMAINS[d]}" for s, d in domains.items() if d in DOMAINS}
+    tables = _tables(folders, baseline, domains)
     if len(folders) < 2:
         raise InputError(
             f"{runs[0]}: one run alone; expected a second one to compare with it, or the folder "
             "of a restoration"
         )
-    domains = set_domains(folders[baseline])
-    titles = {s: f"{s}, {DOMAINS[d]}" for s, d in domains.items() if d in DOMAINS}
-    tables = _tables(folders, baseline, domains)
     found = _compared(tables, baseline, tolerance, seed)
     shown: list[Table] = []
     for s, judged in found.verdicts.items():

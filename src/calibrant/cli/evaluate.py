@@ -111,8 +111,8 @@ def command(
     asking = len(model) == 1 and asked["questions"] is not None and not answers
     if not asking and (not answers or (model and asked["questions"] is not None)):
         raise click.UsageError(
-            "expected MODEL with --questions, or --answers alone (or with the --questions they are "
-            "to, for their texts)"
+            "expected MODEL with --questions, or --answers alone, or with the --questions they "
+            "answer"
         )
     if answers and (asked["limit"] or asked["skip_invalid"] or asked["compare_base"]):
         raise click.UsageError(

@@ -58,6 +58,7 @@ COMPARED = {
     "brier": "Brier",
     "auroc": "AUROC",
 }
+_SEEN = 5e-4  # a difference that numbers of three decimals show
 _MOST_DRAWS = 300_000_000  # simulated answers behind a table of subjects, some seconds
 # A number, an interval, or both: needs no escaping and keeps the source readable.
 _PLAIN_CELL = re.compile(r"[-–∞.,\d]*( ?\[[-∞.\d]+, [-∞.\d]+\])?[▲▼]?")
@@ -319,9 +320,11 @@ def difference_table(verdict: Verdict, *, name: str, before: str, after: str) ->
 
     A star marks a change whose 95 % interval lies on one side of 0.
     """
-    rows = []
+    rows, corrected = [], False
     for metric, change in verdict.difference.items():
         clear = change.low > 0 or change.high < 0
+        plain = verdict.after[metric].value - verdict.before[metric].value
+        corrected |= abs(change.value - plain) > _SEEN
         rows.append(
             (
                 HEADINGS.get(metric, metric),
@@ -331,11 +334,17 @@ def difference_table(verdict: Verdict, *, name: str, before: str, after: str) ->
                 interval(change.low, change.high),
             )
         )
+    notes = [str(verdict), "* the interval lies on one side of 0."]
+    if corrected:
+        notes.append(
+            "A change of a calibration error is not the difference of its columns: noise raises "
+            "both, the smaller one more; the change allows for it."
+        )
     return Table(
         columns=("metric", "before", "after", "change", "95 % interval"),
         rows=tuple(rows),
         title=f"{name}: {before} → {after} (N = {verdict.n:,})",
-        notes=(str(verdict), "* the interval lies on one side of 0."),
+        notes=tuple(notes),
     )
 
 
