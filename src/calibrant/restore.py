@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -731,19 +731,37 @@ def fine_tune(
         calibrator.save(target / "calibrator.json")
     draft.rename(target / kind)
     if s.push_to_hub is not None:
-        _push(trainer.hub_model_id, target, kind)
+        files = {f.relative_to(target / kind).as_posix(): f for f in (target / kind).rglob("*")}
+        if (fitted := target / "calibrator.json").is_file():
+            files[fitted.name] = fitted
+        push(trainer.hub_model_id, {name: f for name, f in files.items() if f.is_file()})
     return merged(trainer.model.eval()), cost
 
 
-def _push(repository: str, target: Path, kind: str) -> None:
-    """Upload what was trained and its temperature in one commit, and nothing else of the run."""
+def push(repository: str, files: Mapping[str, Path]) -> None:
+    """Upload files in one commit to a repository, which is made private if it is not there.
+
+    Parameters
+    ----------
+    files : name in the repository -> file here.
+
+    Raises
+    ------
+    InputError
+        If that fails, for whatever reason; nothing is uploaded by halves.
+    """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    files = [p for p in (target / kind).rglob("*") if p.is_file()]
-    added = [CommitOperationAdd(p.relative_to(target / kind).as_posix(), p) for p in files]
-    if (calibrator := target / "calibrator.json").is_file():
-        added.append(CommitOperationAdd(calibrator.name, calibrator))
-    HfApi().create_commit(repository, added, commit_message="Restored by calibrant")
+    try:
+        there = HfApi().create_repo(repository, private=True, exist_ok=True).repo_id
+        added = [CommitOperationAdd(name, file) for name, file in files.items()]
+        HfApi().create_commit(there, added, commit_message="Restored by calibrant")
+    except Exception as error:  # of the hub's client, the network below it, the account
+        raise InputError(
+            f"push_to_hub: {', '.join(sorted(files))} could not be uploaded to {repository}: "
+            f"{' '.join(str(error).split())[:300]}; nothing is lost here, give the same command "
+            "again"
+        ) from error
 
 
 def peak_memory_gb() -> float:

@@ -14,8 +14,9 @@ import pytest
 from huggingface_hub import RepoUrl
 
 from calibrant.answers import AnswerTable
+from calibrant.errors import InputError
 from calibrant.posthoc import TemperatureScaling
-from calibrant.restore import RestoreSettings, fine_tune
+from calibrant.restore import RestoreSettings, fine_tune, push
 from calibrant.training import CalibrationTrainer
 from calibrant.training.selection import BEFORE
 from helpers import make_model, make_questions, restore_arguments
@@ -101,6 +102,10 @@ def test_restore_pushes_the_adapter_to_a_private_repository(world, tmp_path, hub
     assert created["name"] == "model-cft"
     adapter = tmp_path / "run" / "cft" / "adapter" / "adapter_model.safetensors"
     assert Hub.files["adapter_model.safetensors"] == adapter.read_bytes()
+    card = adapter.with_name("README.md").read_bytes()
+    assert b"model-index" in card
+    assert Hub.files["README.md"] == card
+    assert Hub.files["reliability.png"] == adapter.with_name("reliability.png").read_bytes()
     assert not [name for name in Hub.files if name.startswith("checkpoint-")]
     assert not (tmp_path / "run" / "cft" / "checkpoints").exists()
 
@@ -143,3 +148,20 @@ def test_the_temperature_goes_to_the_hub_and_no_answers_nor_pickles(
     }  # fmt: skip
     with open(sent["calibrator.json"], encoding="utf-8") as file:
         assert json.load(file)["temperature"] == pytest.approx(2)
+
+
+def test_what_cannot_be_uploaded_is_said_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        huggingface_hub.HfApi,
+        "create_repo",
+        lambda self, name, **kwargs: RepoUrl(f"https://huggingface.co/{name}"),
+    )
+
+    def create_commit(self, repo_id, operations, **kwargs):
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", create_commit)
+    (tmp_path / "README.md").write_text("x")
+    said = r"README.md could not be uploaded to me/m: no route to host; .*the same command again"
+    with pytest.raises(InputError, match=said):
+        push("me/m", {"README.md": tmp_path / "README.md"})

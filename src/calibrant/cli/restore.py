@@ -125,7 +125,7 @@ from calibrant.training import METHODS as FINE_TUNING
 @click.option(
     "--push-to-hub",
     metavar="ID",
-    help="Push every trained adapter to the private Hub repository ID-METHOD.",
+    help="Push every trained adapter and its card to the private Hub repository ID-METHOD.",
 )
 @click.option(
     "--strength",
@@ -216,8 +216,9 @@ _TRAINING = (
 
 
 def _write_cards(result: Any) -> None:
-    """Write a model card beside every adapter, model and calibrator of the run."""
-    from calibrant.report.card import CardFacts, write_card
+    """Write a model card beside every adapter, model and calibrator; it goes where they went."""
+    from calibrant.report.card import CARD, CardFacts, write_card
+    from calibrant.restore import push
     from calibrant.runs import BEFORE, TRAIN, load, versions
 
     settings = result.settings.to_dict()
@@ -239,3 +240,5 @@ def _write_cards(result: Any) -> None:
         reports = {s: {m: result.reports[m][s] for m in (BEFORE, method)} for s in tests}
         where = folder if kind == "calibrator" else folder / kind
         write_card(where, facts, reports, {s: verdicts[s] for s in tests})
+        if settings["push_to_hub"] is not None and kind != "calibrator":
+            push(f"{settings['push_to_hub']}-{method}", {name: where / name for name in CARD})

@@ -42,6 +42,7 @@ _ABOUT = {
     "temperature": "Temperature scaling: one number divides the log-probabilities, chosen for the "
     "least negative log-likelihood. Predictions stay as they were.",
 }
+CARD = ("README.md", "reliability.png")  # what `write_card` writes
 _TERMS = ("license", "license_name", "license_link")
 
 
@@ -240,7 +241,8 @@ def _use(facts: CardFacts) -> str:
     if facts.calibrated:
         before = (
             "These weights were trained for probabilities that go through `calibrator.json`, which "
-            "came with them in the run's folder of this method: keep it, and apply it.\n\n"
+            "came with them, in the run's folder of this method or on the Hub beside this card: "
+            "keep it, and apply it.\n\n"
         )
         probabilities = (
             "answers = cal.score(model, tokenizer, questions, prompt=prompt)\n"
