@@ -13,6 +13,7 @@ from calibrant.cli import run
 GOOD_FILES = {
     "q.jsonl": bad.GOOD,
     "t.csv": "label,p_0,p_1\n0,.5,.5\n1,.3,.7\n",
+    "t2.csv": "label,p_0,p_1\n0,.5,.5\n",
     "u.csv": "id,label,p_0,p_1\nx,0,.5,.5\n",
     "full/x": "x",
 }

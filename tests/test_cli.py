@@ -282,6 +282,17 @@ def test_compare_of_a_restoration_compares_all_its_methods(restored, tmp_path, c
     assert "expected one of before, temperature, cft, rcft" in capsys.readouterr().err
 
 
+def test_a_set_called_train_can_be_compared_and_a_folder_has_a_name(tmp_path, capsys, monkeypatch):
+    for name in ("train", "b"):
+        (tmp_path / f"{name}.csv").write_text("label,p_0,p_1\n" + "0,.5,.5\n1,.3,.7\n" * 9)
+    assert run(["compare", str(tmp_path / "train.csv"), str(tmp_path / "b.csv")]) == 0
+    run(["evaluate", "--answers", str(tmp_path / "b.csv"), "--output-dir", str(tmp_path / "here")])
+    monkeypatch.chdir(tmp_path / "here")
+    capsys.readouterr()
+    assert run(["compare", ".", str(tmp_path / "train.csv")]) == 0
+    assert "here →" in capsys.readouterr().out
+
+
 def test_compare_of_a_single_run_asks_for_a_second(restored, capsys):
     assert run(["compare", str(restored / "cft")]) == 1
     assert "expected a second one" in capsys.readouterr().err

@@ -169,6 +169,20 @@ def test_verbs_options_and_values_are_completed():
     assert complete(["calibrant", "completion", "f"]) == ["fish"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["evaluate", "evaluate --answers", "restore m --train", "compare a", "export a", "predict a "
+     "--output", "collapse --base", "diagnose --test", "plan --answers", "evaluate --output-dir"],
+)  # fmt: skip
+def test_files_are_left_to_the_shell(words):
+    done = calibrant(
+        _CALIBRANT_COMPLETE="bash_complete",
+        COMP_WORDS=f"calibrant {words} ru",
+        COMP_CWORD=str(len(words.split()) + 1),
+    )
+    assert done.stdout.splitlines() == ["file,ru"]
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_completion_script_is_of_the_shell(shell, capsys, tmp_path):
     assert run(["completion", shell]) == 0

@@ -309,7 +309,7 @@ class AnswerTable:
             twice = Counter(names).most_common(1)[0][0]
             raise InputError(
                 f"question id {twice!r} is in two answer tables; expected ids that differ over all "
-                "tables to be pooled"
+                "tables to be pooled (in a file without ids a row's line is its id)"
             )
         width = max(table.logprobs.shape[1] for table in tables)
         padding = [(0, 0), (0, 0)]

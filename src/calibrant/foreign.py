@@ -77,16 +77,19 @@ def read_table(path: str | os.PathLike[str]) -> AnswerTable:
         raise InputError(f"{path}: cannot be read: {error}") from error
     if not places:
         raise InputError(f"{path}: has a header and no rows; expected at least one question")
-    return AnswerTable(
-        ids=tuple(places),
-        logprobs=padded(scores),
-        labels=np.array(labels),
-        n_options=np.array([len(values) for values in scores]),
-        option_mass=np.full(len(scores), np.nan),
-        tasks=tuple(tasks),
-        groups=tuple(places),
-        provenance={"source": path.name, "kind": columns.kind},
-    )
+    try:
+        return AnswerTable(
+            ids=tuple(places),
+            logprobs=padded(scores),
+            labels=np.array(labels),
+            n_options=np.array([len(values) for values in scores]),
+            option_mass=np.full(len(scores), np.nan),
+            tasks=tuple(tasks),
+            groups=tuple(places),
+            provenance={"source": path.name, "kind": columns.kind},
+        )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def no_formula(text: str) -> str:

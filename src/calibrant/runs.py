@@ -179,6 +179,14 @@ def read_answers(
     return tables
 
 
+def holds_answers(source: str) -> bool:
+    """Whether this is a file or a folder that `read_answers` reads, rather than a model."""
+    path = Path(source)
+    if path.is_file() or (path / "answers.parquet").is_file() or (path / "answers").is_dir():
+        return True
+    return next(path.rglob("samples_*.jsonl"), None) is not None
+
+
 def _read_file(path: Path, metric: HarnessMetric) -> AnswerTable:
     if path.suffix == ".jsonl":
         return read_harness_log(path, metric=metric)
@@ -438,7 +446,7 @@ def run_folders(runs: Sequence[str]) -> dict[str, str]:
         methods.sort(key=lambda p: (order.get(p.name, len(order)), p.name))
         paths += [run] if alone else methods
     paths = list(dict.fromkeys(paths))
-    names = [p.name if p.is_dir() else set_name(str(p)) for p in paths]
+    names = [p.resolve().name if p.is_dir() else set_name(str(p)) for p in paths]
     return {
         str(path) if names.count(name) > 1 else name: str(path)
         for name, path in zip(names, paths, strict=True)

@@ -286,6 +286,28 @@ def test_one_sided_bound_is_inside_the_interval():
     assert e.value < e.upper < e.high
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_no_interval_leaves_what_the_metric_can_be(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 12))
+    p, q = rng.dirichlet([0.2] * 3, (2, n))
+    y = rng.integers(3, size=n)
+    limits = {"signed_gap": (-1, 1), "nll": (0, np.inf), "brier": (0, 2)}
+    found = bootstrap_intervals(p, y, n_resamples=100)
+    changes = inference.compare_intervals(p, q, y, n_resamples=100)
+    reached = 0
+    for name in inference.METRICS:
+        low, high = limits.get(name, (0, 1))
+        both = [(found[name], low, high)]
+        if name in inference.PAIRED:
+            both.append((changes.difference[name], low - high, high - low))
+        for e, lowest, highest in both:
+            assert not e.low < lowest, e
+            assert not e.high > highest, e
+            reached += e.high == highest
+    assert reached  # so few questions leave some of them open
+
+
 def test_more_data_narrow_every_interval():
     few, many = (
         bootstrap_intervals(*world(n, 12, slope=0.6), n_resamples=400) for n in (300, 4800)

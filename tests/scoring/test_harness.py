@@ -315,6 +315,14 @@ def test_of_a_folder_the_newest_log_of_each_task_is_read(tmp_path):
         harness_logs(tmp_path)
 
 
+def test_a_newer_log_of_another_model_does_not_hide_the_older_one(tmp_path):
+    for model, day in (("a", 1), ("b", 2)):
+        (tmp_path / model).mkdir()
+        (tmp_path / model / f"samples_arc_easy_2026-01-0{day}T00-00-00.000001.jsonl").touch()
+    with pytest.raises(InputError, match=r"in 2 folders \(.*/a, .*/b\); expected those of"):
+        harness_logs(tmp_path)
+
+
 def test_the_command_takes_files_and_folders(world, tmp_path, capsys):
     out = str(world["folder"] / "out")
     assert run(["evaluate", "--answers", out]) == 1
@@ -334,6 +342,10 @@ def test_the_command_takes_files_and_folders(world, tmp_path, capsys):
     (tmp_path / "copy").mkdir()
     again = shutil.copy(logs[0], tmp_path / "copy")
     assert run(["compare", logs[0], str(again)]) == 0
+    (tmp_path / "out" / "model").mkdir(parents=True)  # as lm-eval writes: a folder for each model
+    shutil.copy(logs[0], tmp_path / "out" / "model")
+    stages = ["--base", str(tmp_path / "out"), "--aligned", logs[0]]
+    assert run(["collapse", *stages, "--output-dir", str(tmp_path / "collapse")]) == 0
     assert run(["evaluate", "--answers", *logs[:1], *logs[:1]]) == 1
     assert "another table of letter_index; expected each once" in capsys.readouterr().err
     assert run(["evaluate", "--answers", logs[1], "--lm-eval-metric", "acc_norm"]) == 0

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from calibrant.cli.options import (
+    PLACE,
     config_option,
     model_options,
     output_option,
@@ -23,9 +24,15 @@ STAGES = "stages"  # folder inside the run folder: one run folder per model aske
 
 
 @click.command("collapse")
-@click.option("--base", required=True, help="The stage to compare with: MODEL, run or answers.")
-@click.option("--aligned", multiple=True, required=True, help="A later stage (repeatable).")
-@click.option("--questions", help="File or Hub id[:split] of labelled questions, to ask models.")
+@click.option(
+    "--base", type=PLACE, required=True, help="The stage to compare with: MODEL, run or answers."
+)
+@click.option(
+    "--aligned", type=PLACE, multiple=True, required=True, help="A later stage (repeatable)."
+)
+@click.option(
+    "--questions", type=PLACE, help="File or Hub id[:split] of labelled questions, to ask models."
+)
 @click.option("--limit", type=click.IntRange(1), help="Ask only a random sample of this size.")
 @click.option("--skip-invalid", is_flag=True, help="Leave out bad rows, and say which.")
 @model_options
@@ -58,11 +65,11 @@ def command(
         letter_table,
         write_collapse,
     )
-    from calibrant.runs import nothing_left_of_a_failure, open_run, versions
+    from calibrant.runs import holds_answers, nothing_left_of_a_failure, open_run, versions
     from calibrant.scoring.processes import Processes
 
     sources = (base, *aligned)
-    if asked["questions"] is None and (models := [s for s in sources if not _has_answers(s)]):
+    if asked["questions"] is None and (models := [s for s in sources if not holds_answers(s)]):
         raise click.UsageError(
             f"{models[0]}: holds no answers; to ask it as a model, give --questions"
         )
@@ -93,13 +100,6 @@ def command(
     write_collapse(folder, tables=tables, reports=reports)
     click.echo(f"Written to {folder}: report.html, report.md, collapse.json, collapse.png")
     return {**collapse_content(reports), "output_dir": str(folder)}
-
-
-def _has_answers(source: str) -> bool:
-    """Whether this is a file of answers, or a folder that holds some, rather than a model."""
-    path = Path(source)
-    inside = (path / "answers.parquet").is_file() or (path / "answers").is_dir()
-    return path.is_file() or inside or next(path.glob("samples_*.jsonl"), None) is not None
 
 
 def _names(sources: Sequence[str]) -> list[str]:
@@ -137,8 +137,9 @@ def _plain(asked: dict[str, Any]) -> dict[str, Any]:
 def _answers(source: str, folder: Path, seed: int, processes: Any, asked: dict[str, Any]) -> Any:
     """Answers of one stage: read where they are, or asked for now."""
     from calibrant.cli.evaluate import _ask, _read
+    from calibrant.runs import holds_answers
 
-    if _has_answers(source):
+    if holds_answers(source):
         return _in_every_order(Path(source), _read((source,), "acc")[0])
     if processes.rank == 0:
         note(f"scoring {source}")

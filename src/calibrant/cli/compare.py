@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from calibrant.cli.options import Number, config_option, seed_option
+from calibrant.cli.options import PLACE, Number, config_option, seed_option
 from calibrant.cli.terminal import terminal_options
 
 if TYPE_CHECKING:
     from calibrant.answers import AnswerTable
     from calibrant.diagnosis.comparison import Comparison
+    from calibrant.questions import Questions
     from calibrant.report.tables import Table
 
 Tables = dict[str, dict[str, "AnswerTable"]]  # run -> test set -> answers
 
 
 @click.command("compare")
-@click.argument("runs", nargs=-1, required=True)
+@click.argument("runs", nargs=-1, required=True, type=PLACE)
 @click.option(
     "--baseline",
     help="Name of the run the others are compared with.  [default: the first, before]",
@@ -32,8 +33,10 @@ Tables = dict[str, dict[str, "AnswerTable"]]  # run -> test set -> answers
     type=Number(0, 1),
     help="conf-ECE the verdict counts as calibrated.",
 )
-@click.option("--questions", multiple=True, help="Files of the questions, to show mistakes with.")
-@click.option("--output-dir", help="Folder for reports and figures; none by default.")
+@click.option(
+    "--questions", multiple=True, type=PLACE, help="Files of the questions, to show mistakes with."
+)
+@click.option("--output-dir", type=PLACE, help="Folder for reports and figures; none by default.")
 @seed_option
 @config_option
 @terminal_options
@@ -76,6 +79,7 @@ def command(
             f"{runs[0]}: one run alone; expected a second one to compare with it, or the folder "
             "of a restoration"
         )
+    texts = _texts(questions, tables)
     found = _compared(tables, baseline, tolerance, seed)
     shown: list[Table] = []
     for s, judged in found.verdicts.items():
@@ -109,7 +113,7 @@ def command(
             "runs": list(runs), "baseline": baseline, "tolerance": tolerance,
             "questions": list(questions), "seed": seed,
         }  # fmt: skip
-        _write(output_dir, settings, found, tables, shown, titles, results)
+        _write(output_dir, settings, found, tables, texts, shown, titles, results)
     return {"comparisons": results, "output_dir": output_dir}
 
 
@@ -124,7 +128,8 @@ def _tables(folders: dict[str, str], baseline: str, domains: dict[str, str]) -> 
         name = next(iter(tables[baseline]))
         tables = {run: {name: next(iter(parts.values()))} for run, parts in tables.items()}
     for parts in tables.values():
-        parts.pop(TRAIN, None)
+        if len(parts) > 1:  # else it is what the run is about
+            parts.pop(TRAIN, None)
     for key in ("in", "out"):
         chosen = [s for s in tables[baseline] if domains.get(s) == key]
         if len(chosen) < 2:
@@ -133,6 +138,30 @@ def _tables(folders: dict[str, str], baseline: str, domains: dict[str, str]) -> 
             if all(s in parts for s in chosen):
                 parts[DOMAINS[key]] = pooled({s: parts[s] for s in chosen})
     return tables
+
+
+def _texts(sources: tuple[str, ...], tables: Tables) -> dict[str, Questions]:
+    """Questions of each test set that one of the files holds; every file must be of use."""
+    from calibrant.cli.evaluate import matches
+    from calibrant.errors import InputError
+    from calibrant.questions import load_questions
+
+    texts: dict[str, Questions] = {}
+    for source in sources:
+        questions = load_questions(source)
+        sets = {s for parts in tables.values() for s in parts}
+        fits = [
+            s
+            for s in sets
+            if all(matches(parts[s], questions) for parts in tables.values() if s in parts)
+        ]
+        if not fits:
+            raise InputError(
+                f"{source}: no test set has all its questions there with the same right answers; "
+                "expected the file that one was asked from"
+            )
+        texts |= dict.fromkeys(fits, questions)
+    return texts
 
 
 def _compared(tables: Tables, baseline: str, tolerance: float, seed: int) -> Comparison:
@@ -173,15 +202,14 @@ def _write(
     settings: dict[str, Any],
     found: Comparison,
     tables: Tables,
+    texts: dict[str, Questions],
     shown: list[Table],
     titles: dict[str, str],
     results: list[dict[str, Any]],
 ) -> None:
     """Write the folder of a comparison."""
-    from calibrant.cli.evaluate import matches
     from calibrant.diagnosis.report import evaluate
     from calibrant.files import write_json
-    from calibrant.questions import load_questions
     from calibrant.report.comparison import change_table, plot_changes, prepare_changes
     from calibrant.report.figures import save_figure
     from calibrant.report.folder import DOMAINS, write_comparison
@@ -196,13 +224,6 @@ def _write(
     for s, by_run in found.verdicts.items():
         there = {run: tables[run][s] for run in (found.baseline, *by_run)}
         measured[s] = {r: Measured(t, evaluate(t, seed=settings["seed"])) for r, t in there.items()}
-    sources = [load_questions(source) for source in settings["questions"]]
-    texts = {
-        s: source
-        for s, by_run in measured.items()
-        for source in sources
-        if all(matches(one.answers, source) for one in by_run.values())
-    }
     if len(found.runs) > 1:
         shown = [
             *shown,

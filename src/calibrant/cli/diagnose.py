@@ -6,15 +6,21 @@ from typing import Any
 
 import click
 
-from calibrant.cli.options import SHARE, config_option, seed_option
+from calibrant.cli.options import PLACE, SHARE, config_option, seed_option
 from calibrant.cli.terminal import terminal_options
 
 
 @click.command("diagnose")
-@click.option("--train", required=True, help="The model's run on questions it was tuned on.")
-@click.option("--test", required=True, help="Its run on fresh questions like them.")
-@click.option("--reference", help="Another model's run, on questions it was not tuned on.")
-@click.option("--target", help="Run with the true probabilities of these questions, if known.")
+@click.option(
+    "--train", type=PLACE, required=True, help="The model's run on questions it was tuned on."
+)
+@click.option("--test", type=PLACE, required=True, help="Its run on fresh questions like them.")
+@click.option(
+    "--reference", type=PLACE, help="Another model's run, on questions it was not tuned on."
+)
+@click.option(
+    "--target", type=PLACE, help="Run with the true probabilities of these questions, if known."
+)
 @click.option(
     "--margin",
     default=0.05,
@@ -22,8 +28,10 @@ from calibrant.cli.terminal import terminal_options
     type=SHARE,
     help="Train accuracy above the critical accuracy that is still called calibratable.",
 )
-@click.option("--questions", help="File of the test questions, to show mistakes with.")
-@click.option("--output-dir", help="Folder for report.html and regime.json; none by default.")
+@click.option("--questions", type=PLACE, help="File of the test questions, to show mistakes with.")
+@click.option(
+    "--output-dir", type=PLACE, help="Folder for report.html and regime.json; none by default."
+)
 @seed_option
 @config_option
 @terminal_options
@@ -60,6 +68,7 @@ def command(
     other = None if reference is None else _table(reference, "--reference")
     tuned, fresh = _table(train, "--train"), _table(test, "--test")
     truth = None if target is None else _target(target, (tuned, fresh))
+    texts = texts_for(questions, fresh)
     report = regime(tuned, fresh, other, target_probs=truth, margin=margin, seed=seed)
     Console().print(regime_table(report).to_rich())
     if output_dir is not None:
@@ -79,7 +88,7 @@ def command(
             test=measured(fresh),
             train=measured(tuned),
             reference=None if other is None else measured(other),
-            questions=texts_for(questions, fresh),
+            questions=texts,
         )
         click.echo(f"Written to {folder}: report.html, report.md, regime.json")
     return {**report.to_dict(), "output_dir": output_dir}

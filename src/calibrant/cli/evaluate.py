@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from calibrant.cli.options import (
+    PLACE,
     Number,
     choices_option,
     config_option,
@@ -19,6 +20,7 @@ from calibrant.cli.options import (
     model_options,
     permutations_option,
     refuse_unused,
+    refuse_with_answers,
     seed_option,
     server_options,
 )
@@ -36,10 +38,11 @@ _Ask = Callable[[Any, Path], Any]
 
 
 @click.command("evaluate")
-@click.argument("model", nargs=-1)
-@click.option("--questions", help="File or Hub id[:split] of labelled questions.")
+@click.argument("model", nargs=-1, type=PLACE)
+@click.option("--questions", type=PLACE, help="File or Hub id[:split] of labelled questions.")
 @click.option(
     "--answers",
+    type=PLACE,
     multiple=True,
     help="Answers instead of a model: run folder, answers.parquet, table of probabilities (.csv, "
     ".parquet), or lm-eval samples; more files may follow.",
@@ -76,6 +79,7 @@ _Ask = Callable[[Any, Path], Any]
 )
 @click.option(
     "--output-dir",
+    type=PLACE,
     help=f"Run folder.  [default: {DEFAULT_FOLDER} for a model; none is written for --answers]",
 )
 @seed_option
@@ -114,10 +118,8 @@ def command(
             "expected MODEL with --questions, or --answers alone, or with the --questions they "
             "answer"
         )
-    if answers and (asked["limit"] or asked["skip_invalid"] or asked["compare_base"]):
-        raise click.UsageError(
-            "--limit, --skip-invalid and --compare-base go with MODEL, not --answers"
-        )
+    if answers:
+        refuse_with_answers()
     if asked["debias"] is not None and asked["permutations"] is not None:
         raise click.UsageError("expected --permutations or --debias, not both")
     refuse_unused(served=asked["server"] is not None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from calibrant.cli.options import PLACE
 from calibrant.cli.terminal import terminal_options
 
 
 @click.command("export")
-@click.argument("run")
-@click.argument("folder")
+@click.argument("run", type=PLACE)
+@click.argument("folder", type=PLACE)
 @terminal_options
 def command(run: str, folder: str) -> dict[str, str]:
     """Write the fine-tuned model in RUN to FOLDER, its adapter merged.

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from calibrant.errors import InputError, shown
 from calibrant.files import read_yaml
@@ -78,6 +79,15 @@ class Number(click.FloatRange):
         return number
 
 
+class _Place(click.types.StringParamType):
+    """A file, a folder or a name on the Hub: text, which the shell completes as a path."""
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        """Leave it to the shell."""
+        return [CompletionItem(incomplete, type="file")]
+
+
+PLACE = _Place()
 SHARE = Number(0, 1, min_open=True, max_open=True)
 
 
@@ -192,7 +202,11 @@ def _model_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 help="merged: 'A' and ' A' are one letter; single: as lm-eval.  [default: merged]",
             ),
             click.option("--system-prompt", help="System message of chat-letter."),
-            click.option("--few-shot", help="File or Hub id[:split] of answered examples to show."),
+            click.option(
+                "--few-shot",
+                type=PLACE,
+                help="File or Hub id[:split] of answered examples to show.",
+            ),
             click.option(
                 "--shots",
                 default=5,
@@ -293,12 +307,30 @@ def refuse_unused(*, served: bool) -> None:
             raise click.UsageError(f"{flag} {goes}")
 
 
+# What `calibrant evaluate --answers` has a use for; the rest says how a model is asked.
+_OF_ANSWERS = (
+    "model", "questions", "answers", "lm_eval_metric", "choices", "output_dir", "seed", "quiet",
+    "as_json", "config", "show_prompts",
+)  # fmt: skip
+
+
+def refuse_with_answers() -> None:
+    """Raise `click.UsageError` for a flag about asking, where the answers are there already."""
+    ctx = click.get_current_context()
+    for parameter in ctx.command.params:
+        name = str(parameter.name)
+        given = ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+        if given and name not in _OF_ANSWERS and ctx.params.get(name):
+            raise click.UsageError(f"{parameter.opts[0]} goes with MODEL, not with --answers")
+
+
 def output_option(default: str) -> Callable[[F], F]:
     """``--output-dir``."""
 
     def add(function: F) -> F:
         return click.option(
             "--output-dir",
+            type=PLACE,
             default=default,
             show_default=True,
             help="Run folder; an unfinished run of the same settings is gone on with.",

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from calibrant.cli.options import SHARE, config_option, seed_option
+from calibrant.cli.options import PLACE, SHARE, config_option, seed_option
 from calibrant.cli.terminal import terminal_options
 
 
@@ -18,7 +18,9 @@ from calibrant.cli.terminal import terminal_options
     help="conf-ECE before it.  [default: the change, so that 0 is left]",
 )
 @click.option("--tolerance", type=SHARE, help="conf-ECE to show a calibrated model to be within.")
-@click.option("--answers", help="Run folder or answers of the model at hand, for its confidences.")
+@click.option(
+    "--answers", type=PLACE, help="Run folder or answers of the model at hand, for its confidences."
+)
 @click.option(
     "--accuracy", type=SHARE, default=0.6, show_default=True, help="Without --answers: expected."
 )

@@ -8,15 +8,19 @@ from typing import Any
 
 import click
 
-from calibrant.cli.options import SHARE, choices_option, config_option, seed_option
+from calibrant.cli.options import PLACE, SHARE, choices_option, config_option, seed_option
 from calibrant.cli.terminal import terminal_options
 from calibrant.progress import note
 
 
 @click.command("predict")
-@click.argument("run")
-@click.option("--questions", required=True, help="File or Hub id[:split]; answers are not needed.")
-@click.option("--output", required=True, help="File to write: .csv, .jsonl or .parquet.")
+@click.argument("run", type=PLACE)
+@click.option(
+    "--questions", type=PLACE, required=True, help="File or Hub id[:split]; answers are not needed."
+)
+@click.option(
+    "--output", type=PLACE, required=True, help="File to write: .csv, .jsonl or .parquet."
+)
 @click.option(
     "--max-risk",
     type=SHARE,

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from calibrant.cli.options import (
+    PLACE,
     SHARE,
     Number,
     choices_option,
@@ -21,16 +22,23 @@ from calibrant.training import METHODS as FINE_TUNING
 
 
 @click.command("restore")
-@click.argument("model")
-@click.option("--train", multiple=True, required=True, help="Questions to learn from (repeatable).")
+@click.argument("model", type=PLACE)
+@click.option(
+    "--train",
+    type=PLACE,
+    multiple=True,
+    required=True,
+    help="Questions to learn from (repeatable).",
+)
 @click.option(
     "--eval",
     "evaluate",
+    type=PLACE,
     multiple=True,
     required=True,
     help="Held-out questions of the same domain (repeatable).",
 )
-@click.option("--out-of-domain", multiple=True, help="Test questions of other domains.")
+@click.option("--out-of-domain", type=PLACE, multiple=True, help="Test questions of other domains.")
 @click.option(
     "--method",
     "methods",
@@ -61,7 +69,9 @@ from calibrant.training import METHODS as FINE_TUNING
     help="Share of the training questions auto chooses on.",
 )
 @click.option(
-    "--reference-model", help="The model before alignment, for base-kl and daca (no labels)."
+    "--reference-model",
+    type=PLACE,
+    help="The model before alignment, for base-kl and daca (no labels).",
 )
 @click.option("--train-limit", type=click.IntRange(2), help="Training questions in all, at random.")
 @click.option("--limit", type=click.IntRange(1), help="Questions of each test source, at random.")

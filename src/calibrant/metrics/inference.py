@@ -13,7 +13,9 @@ The unit is the question; exact duplicates (``groups``) are drawn together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -222,7 +224,7 @@ def bootstrap_intervals(
     add_errors(found, answers, plan)
     if set(metrics) & set(ORDERED + PARTS):
         add_ordered(found, answers, plan)
-    return {name: found[name] for name in metrics}
+    return {name: _within(found[name], *_range(name)) for name in metrics}
 
 
 def calibrated_upper_bounds(
@@ -393,8 +395,30 @@ def compare_intervals(
     add_error_changes(found[2], a, b, plan)
     if set(metrics) & set(ORDERED + PARTS):
         add_ordered_changes(found, a, b, plan)
-    first, last, change = ({name: f[name] for name in metrics} for f in found)
+    first, last = ({name: _within(f[name], *_range(name)) for name in metrics} for f in found[:2])
+    change = {}
+    for name in metrics:
+        low, high = _range(name)
+        change[name] = _within(found[2][name], low - high, high - low)
     return Comparison(first, last, change)
+
+
+# What a metric can be where that is not 0 to 1.
+_RANGES = {"signed_gap": (-1.0, 1.0), "nll": (0.0, math.inf), "brier": (0.0, 2.0)}
+
+
+def _range(name: str) -> tuple[float, float]:
+    return _RANGES.get(name, (0.0, 1.0))
+
+
+def _within(found: Estimate, lowest: float, highest: float) -> Estimate:
+    """Cut an interval to what the metric can be: that of a few questions may reach beyond."""
+
+    def cut(bound: float) -> float:
+        return bound if math.isnan(bound) else min(max(bound, lowest), highest)
+
+    upper = None if found.upper is None else cut(found.upper)
+    return replace(found, low=cut(found.low), high=cut(found.high), upper=upper)
 
 
 def _refuse_unknown(metrics: Sequence[str], known: Sequence[str]) -> None:

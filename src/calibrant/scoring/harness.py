@@ -51,7 +51,7 @@ def harness_logs(folder: str | os.PathLike[str]) -> list[Path]:
     found = sorted(Path(folder).rglob("samples_*.jsonl"), key=lambda path: _parts(path)[1])
     for path in found:
         newest[_parts(path)[0]] = path
-    places = sorted({str(path.parent) for path in newest.values()})
+    places = sorted({str(path.parent) for path in found})
     if len(places) != 1:
         raise InputError(
             f"{folder}: holds lm-eval samples in {len(places)} folders ({', '.join(places[:5])}); "
