@@ -1,6 +1,9 @@
 """The commands as a user calls them, on a tiny model: every step of the workflow is real."""
 
+import errno
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +16,7 @@ import calibrant
 from calibrant.answers import AnswerTable
 from calibrant.cli import run
 from calibrant.errors import InputError
+from calibrant.runs import answers_in_domain, set_domains, weights_of
 from helpers import make_questions, restore_arguments, restored_arguments, write_questions
 
 
@@ -293,6 +297,17 @@ def test_a_set_called_train_can_be_compared_and_a_folder_has_a_name(tmp_path, ca
     assert "here →" in capsys.readouterr().out
 
 
+def test_of_a_restored_model_its_own_domain_is_meant(restored, capsys):
+    method = str(restored / "cft")
+    assert run(["diagnose", "--train", method, "--test", method]) == 0
+    assert "accuracy on test" in capsys.readouterr().out
+    (name,) = (n for n, domain in set_domains(method).items() if domain == "in")
+    table = AnswerTable.load(restored / "cft" / "answers" / f"{name}.parquet")
+    assert answers_in_domain(method).ids == table.ids
+    assert run(["evaluate", "--answers", method]) == 1
+    assert f"give its file, as {method}/answers/" in capsys.readouterr().err
+
+
 def test_compare_of_a_single_run_asks_for_a_second(restored, capsys):
     assert run(["compare", str(restored / "cft")]) == 1
     assert "expected a second one" in capsys.readouterr().err
@@ -317,6 +332,112 @@ def test_evaluate_a_model_then_its_answers(world, tmp_path, capsys):
     config = yaml.safe_load((output / "config.yaml").read_text())
     assert config["settings"]["limit"] == 25
     assert config["data"]["fingerprint"]
+    assert run(arguments) == 0
+    assert f"{output} has these answers already: nothing is asked anew" in capsys.readouterr().err
+
+
+def test_a_model_trained_further_in_its_place_is_not_taken_for_the_old_one(world, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    model, output = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(world["model"], model)
+    arguments = ["evaluate", str(model), "--questions", world["test"], "--output-dir", str(output),
+                 "--device", "cpu", "--limit", "5"]  # fmt: skip
+    assert run(arguments) == 0
+    first = AnswerTable.load(output / "answers.parquet")
+    (model / "README.md").write_text("a card changes nothing")
+    (model / "model.safetensors").touch()  # nor does a copy's date
+    assert run(arguments) == 0
+    weights = load_file(model / "model.safetensors")
+    save_file(
+        {k: 1.01 * v for k, v in weights.items()}, model / "model.safetensors", {"format": "pt"}
+    )
+    capsys.readouterr()
+    assert run(arguments) == 1
+    assert "the model's files have changed since" in capsys.readouterr().err
+    assert AnswerTable.load(output / "answers.parquet").ids == first.ids
+    config = output / "config.yaml"  # a run from before weights were noted is gone on with
+    kept = yaml.safe_load(config.read_text())
+    assert kept.pop("weights")
+    config.write_text(yaml.safe_dump(kept))
+    assert run(arguments) == 0
+
+
+def test_an_adapter_on_another_base_model_is_another_model(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "base" / "model.safetensors").write_bytes(bytes(300_000))
+    config = {"base_model_name_or_path": str(tmp_path / "base")}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    first = weights_of(str(tmp_path / "adapter"))
+    assert first == weights_of(str(tmp_path / "adapter"))
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"\1" + bytes(299_999))
+    assert first != weights_of(str(tmp_path / "adapter"))
+    assert weights_of("owner/name") == {}
+
+
+def test_a_name_too_long_or_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
+    table = tmp_path / "t.csv"
+    table.write_text("label,p_0,p_1\n0,.5,.5\n1,.3,.7\n")
+    for command in (
+        ["compare", "x" * 300, str(table)],
+        ["evaluate", "m", "--questions", "x" * 300 + ".jsonl"],
+        ["predict", "x" * 300, "--questions", "q.jsonl", "--output", "o.csv"],
+    ):
+        assert run(command) == 1
+        assert ": File name too long" in capsys.readouterr().err
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "answers.parquet")
+
+    monkeypatch.setattr(AnswerTable, "save", full)
+    assert run(["evaluate", "--answers", str(table), "--output-dir", str(tmp_path / "r")]) == 1
+    assert capsys.readouterr().err.endswith("Error: answers.parquet: No space left on device\n")
+
+
+def test_no_message_steers_the_terminal(tmp_path, capsys):
+    table = tmp_path / "t.csv"
+    table.write_text("\x1b[2J\u202elabel,p_0,p_1\n0,.5,.5\n")
+    assert run(["evaluate", "--answers", str(table)]) == 1
+    error = capsys.readouterr().err
+    assert "\\x1b[2J\\u202elabel" in error
+    assert run(["evaluate", "--answers", "t", "--seed", "\x1b]0;x\x07"]) == 2
+    error += capsys.readouterr().err
+    assert "\x1b" not in error
+    assert "\u202e" not in error
+
+
+def test_answers_need_no_other_processes(tmp_path, capsys, monkeypatch):
+    table = tmp_path / "t.csv"
+    table.write_text("label,p_0,p_1\n" + "0,.5,.5\n1,.3,.7\n" * 5)
+    for name in ("MASTER_ADDR", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(["evaluate", "--answers", str(table)]) == 0
+    (tmp_path / "q.jsonl").write_text('{"question": "1 + 1", "choices": ["1", "2"], "answer": 1}\n')
+    asking = ["evaluate", "m", "--questions", str(tmp_path / "q.jsonl")]
+    capsys.readouterr()
+    assert run(asking) == 1
+    assert "WORLD_SIZE=2 in the environment, and" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert run(asking) == 1
+    assert "WORLD_SIZE=two in the environment, expected a number" in capsys.readouterr().err
+
+
+def test_page_and_text_show_the_same_table_of_subjects(tmp_path):
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet([1, 1], 120)
+    labels = rng.integers(2, size=120)
+    table = AnswerTable.from_probs(p, labels, tasks=["law", "art", "physics"] * 40)
+    table.save(tmp_path / "t.parquet")
+    folder = tmp_path / "run"
+    asked = ["--answers", str(tmp_path / "t.parquet"), "--output-dir", str(folder), "--seed", "3"]
+    assert run(["evaluate", *asked]) == 0
+    row = next(x for x in (folder / "report.md").read_text().splitlines() if x.startswith("| law"))
+    page = (folder / "report.html").read_text()
+    page = page[page.index("<h2>Subjects") :] if "<h2>Subjects" in page else page
+    law = re.search(r"law</t[dh]>(.*?)</tr>", page, re.DOTALL)[1]
+    assert re.findall(r">([\d.]+)<", law) == [c.strip() for c in row.split("|")[2:-1]]
 
 
 def test_a_config_file_gives_defaults_and_flags_win(world, tmp_path, capsys):
@@ -599,7 +720,7 @@ def test_answers_and_comparisons_can_be_kept(restored, tmp_path, capsys):
     results = json.loads((tmp_path / "c" / "report.json").read_text())
     assert [r["set"].endswith("train") for r in results] == [False, False]
     assert run(["evaluate", "--answers", answers, "--limit", "3"]) == 2
-    assert "go with MODEL" in capsys.readouterr().err
+    assert "--limit goes with MODEL" in capsys.readouterr().err
 
 
 def test_a_runs_own_config_repeats_it(world, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+import unicodedata
 
 
 class InputError(ValueError):
@@ -27,6 +28,20 @@ def shown(value: object) -> str:
     """
     text = _SHORT.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def printable(text: str) -> str:
+    """Write control characters as escapes, but for line feeds: no text may steer a terminal.
+
+    Examples
+    --------
+    >>> print(printable("q.csv: column \x1b[2Jid"))
+    q.csv: column \\x1b[2Jid
+    """
+    return "".join(
+        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else ascii(c)[1:-1]
+        for c in text
+    )
 
 
 _SHORT = reprlib.Repr()

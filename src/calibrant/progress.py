@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
+from calibrant.errors import printable
+
 _HUSHED = ContextVar("hushed", default=False)
 
 
@@ -24,7 +26,7 @@ def hushed() -> Iterator[None]:
 def note(text: str) -> None:
     """Tell the person at the terminal, on standard error."""
     if not _HUSHED.get():
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 class Advance(Protocol):

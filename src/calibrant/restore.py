@@ -40,6 +40,7 @@ from calibrant.runs import (
     open_run,
     set_name,
     versions,
+    weights_of,
 )
 from calibrant.training import METHODS as FINE_TUNING
 
@@ -250,6 +251,7 @@ def restore(
             for name, part in {TRAIN: train, **tests}.items()
         },
         "versions": versions(),
+        **weights_of(settings.model),
     }
     folder = open_run(output_dir, config)
     result = Restoration(folder, settings, domains | {TRAIN: "train"}, notes=notes)

@@ -7,12 +7,13 @@ A run folder holds ``config.yaml`` (everything needed to repeat it), answer tabl
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -55,6 +56,42 @@ def versions() -> dict[str, str]:
     return found
 
 
+# Files of a model's folder that change what it answers.
+_OF_MODEL = (
+    "*.safetensors", "*.bin", "*.pt", "*.gguf", "config.json", "adapter_config.json",
+    "tokenizer*", "*.jinja", "vocab*", "merges.txt",
+)  # fmt: skip
+_BLOCKS, _BLOCK = 64, 4096  # read of a file: of one that was trained on, any differs
+
+
+def weights_of(model: str) -> dict[str, str]:
+    """What tells a model in a folder here from another that lay there: ``{"weights": hash}``.
+
+    The hash is of a few blocks of every file that counts, an adapter's base model with them; {} for
+    what is no folder here, a Hub id say.
+    """
+    folder = Path(model)
+    files = sorted({f for kind in _OF_MODEL for f in folder.glob(kind) if f.is_file()})
+    if not files:
+        return {}
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        step = max(_BLOCK, size // _BLOCKS)
+        with path.open("rb") as file:
+            for start in range(0, size, step):
+                file.seek(start)
+                digest.update(file.read(_BLOCK))
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        config = read_json(adapter)
+        base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+        if isinstance(base, str) and base != model:
+            digest.update(json.dumps(weights_of(base)).encode())
+    return {"weights": digest.hexdigest()[:16]}
+
+
 def open_run(folder: str | os.PathLike[str], config: dict[str, Any]) -> Path:
     """Create a run folder, or open one that the same configuration began.
 
@@ -67,7 +104,7 @@ def open_run(folder: str | os.PathLike[str], config: dict[str, Any]) -> Path:
     InputError
         If the folder holds something else, or cannot be written.
     """
-    path = Path(folder)
+    path = Path(folder).expanduser()
     config_file = path / "config.yaml"
     wanted = json.loads(json.dumps(config))
     if config_file.exists():
@@ -111,6 +148,10 @@ def _first_difference(found: Any, wanted: dict[str, Any]) -> str:
     for key in [*wanted, *found]:
         if key == "versions" or found.get(key) == wanted.get(key):
             continue
+        if key == "weights":
+            if key in found and key in wanted:
+                return "the model's files have changed since"
+            continue  # a run from before this was noted, or a model that is gone: nothing to ask
         old, new = found.get(key), wanted.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             return _first_difference(old, new)
@@ -151,7 +192,7 @@ def read_answers(
     InputError
         If there are none, or one cannot be read.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         raise InputError(
             f"{path}: no such file or folder; expected a run folder, a file of answers, or lm-eval "
@@ -177,6 +218,42 @@ def read_answers(
             f"or samples_*.jsonl{hint}"
         )
     return tables
+
+
+def answers_in_domain(path: str | os.PathLike[str]) -> AnswerTable:
+    """Give a run's one answer table; of a restored model its own domain's test sets, pooled.
+
+    Tasks of lm-eval are pooled too.
+
+    Raises
+    ------
+    InputError
+        As `read_answers`, or if there are several sets and it is not known which is meant.
+    """
+    from calibrant.diagnosis.comparison import pooled
+
+    tables = read_answers(path)
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    domains = set_domains(path)
+    known = {name: table for name, table in tables.items() if domains.get(name) == "in"}
+    meant = known or {name: table for name, table in tables.items() if name != TRAIN}
+    if len(meant) == 1:
+        return next(iter(meant.values()))
+    if known:
+        return pooled(known)
+    if all("task" in table.provenance for table in meant.values()):
+        return AnswerTable.pool(list(meant.values()))
+    raise one_table(path, tables)
+
+
+def one_table(path: str | os.PathLike[str], tables: Mapping[str, AnswerTable]) -> InputError:
+    """The error of several answer tables where one is expected."""
+    name = next(iter(tables))
+    return InputError(
+        f"{path}: holds {len(tables)} answer tables ({', '.join(tables)}); expected one: give its "
+        f"file, as {Path(path) / 'answers' / name}.parquet"
+    )
 
 
 def holds_answers(source: str) -> bool:

@@ -205,6 +205,11 @@ def test_a_paired_comparison_marks_only_changes_clear_of_zero():
     assert "not the difference of its columns" in table.notes[-1]
 
 
+def test_csv_keeps_numbers_with_intervals_and_guards_formulas():
+    table = Table(("run", "change"), (("=1+1", "-.050 [-.100, .001]"), ("-x", "-.2▼")))
+    assert table.to_csv() == "run,change\n'=1+1,\"-.050 [-.100, .001]\"\n'-x,-.2▼\n"
+
+
 def by_subject(seed, bad=(), n=60):
     """Answers to 30 subjects of n questions, calibrated but for some, which are over-confident."""
     rng = np.random.default_rng(seed)

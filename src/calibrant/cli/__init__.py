@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import click
 
-from calibrant.errors import InputError, NonFiniteLossError
+from calibrant.errors import InputError, NonFiniteLossError, printable
 from calibrant.version import __version__
 
 # Verb -> one line for --help; the verb's module is imported only when it is called.
@@ -68,13 +69,17 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         result: Any = cli.main(arguments, prog_name="calibrant", standalone_mode=False)
     except click.UsageError as error:
-        error.show()
+        _show(error)
         return 2
     except click.ClickException as error:
-        error.show()
+        _show(error)
         return 1
     except (InputError, NonFiniteLossError) as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(printable(f"Error: {error}"), err=True)
+        return 1
+    except OSError as error:  # a full disk, a name too long, a network that is gone
+        place = "" if error.filename is None else f"{error.filename}: "
+        click.echo(printable(f"Error: {place}{error.strerror or error}"), err=True)
         return 1
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers", "peft", "accelerate", "datasets"):
@@ -92,3 +97,10 @@ def run(arguments: list[str] | None = None) -> int:
         )
         return 130
     return result if isinstance(result, int) else 0
+
+
+def _show(error: click.ClickException) -> None:
+    """Show an error as click does; what it quotes may hold anything."""
+    text = io.StringIO()
+    error.show(text)
+    click.echo(printable(text.getvalue()), err=True, nl=False)

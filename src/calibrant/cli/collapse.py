@@ -66,7 +66,7 @@ def command(
         write_collapse,
     )
     from calibrant.runs import holds_answers, nothing_left_of_a_failure, open_run, versions
-    from calibrant.scoring.processes import Processes
+    from calibrant.scoring.processes import ALONE, Processes
 
     sources = (base, *aligned)
     if asked["questions"] is None and (models := [s for s in sources if not holds_answers(s)]):
@@ -76,7 +76,8 @@ def command(
     names = _names(sources)
     settings = {"base": base, "aligned": list(aligned), "seed": seed, **_plain(asked)}
     config = {"command": "collapse", "settings": settings, "versions": versions()}
-    folder, processes = Path(output_dir), Processes.join()
+    asking = not all(map(holds_answers, sources))
+    folder, processes = Path(output_dir), Processes.join() if asking else ALONE
     if processes.rank == 0:
         open_run(folder, config)
     with nothing_left_of_a_failure(folder):

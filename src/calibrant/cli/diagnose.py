@@ -48,9 +48,10 @@ def command(
     """Decide whether a model can be calibrated at its accuracy, and by what.
 
     A run is a run folder or a file of answers. Of a run with training questions among its sets,
-    --train takes those and --test the others. A reference, say the model before tuning, brackets
-    the critical accuracy. In a simulation, as in the run folder of `calibrant demo`, --target gives
-    it: the verdict then compares with the truth, and Z tests train accuracy against it.
+    --train takes those and --test the test sets of their domain. A reference, say the model before
+    tuning, brackets the critical accuracy. In a simulation, as in the run folder of `calibrant
+    demo`, --target gives it: the verdict then compares with the truth, and Z tests train accuracy
+    against it.
 
     \b
     calibrant diagnose --train runs/restore/cft --test runs/restore/cft
@@ -95,20 +96,12 @@ def command(
 
 
 def _table(run: str, option: str) -> Any:
-    """Give the one table meant: of several sets the training questions, or the set beside them."""
-    from calibrant.errors import InputError
-    from calibrant.runs import TRAIN, read_answers
+    """Give the one table meant: of several sets the training questions, or those of the domain."""
+    from calibrant.runs import TRAIN, answers_in_domain, read_answers
 
-    tables = read_answers(run)
-    if option == "--train" and TRAIN in tables:
+    if option == "--train" and TRAIN in (tables := read_answers(run)):
         return tables[TRAIN]
-    meant = list(tables) if len(tables) == 1 else [name for name in tables if name != TRAIN]
-    if len(meant) != 1 or (option == "--train" and len(tables) > 1):
-        raise InputError(
-            f"{option} {run}: holds {len(tables)} answer tables ({', '.join(tables)}); expected "
-            "one: give the Parquet file"
-        )
-    return tables[meant[0]]
+    return answers_in_domain(run)
 
 
 def _target(run: str, tables: tuple[Any, Any]) -> Any:

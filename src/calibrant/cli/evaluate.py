@@ -110,7 +110,7 @@ def command(
     from calibrant.diagnosis.report import evaluate
     from calibrant.report.folder import write_evaluation
     from calibrant.report.tables import report_table, subject_table
-    from calibrant.scoring.processes import Processes
+    from calibrant.scoring.processes import ALONE, Processes
 
     asking = len(model) == 1 and asked["questions"] is not None and not answers
     if not asking and (not answers or (model and asked["questions"] is not None)):
@@ -131,7 +131,7 @@ def command(
         _show(show_prompts, seed, model=model[0], **asked)
         return None
     folder: Path | None = None
-    processes = Processes.join()
+    processes = Processes.join() if asking else ALONE
     if asked["server"] is not None and processes.world > 1:
         raise click.UsageError(
             "--server needs one process: it sends --concurrency requests at once"
@@ -152,10 +152,10 @@ def command(
     report = evaluate(table, seed=seed, show_progress=True)
     console = Console()
     console.print(report_table(report, title=title).to_rich())
-    more = []
+    more, subjects, base = [], None, None
     if len(set(table.tasks)) > 1:
-        more.append(subject_table({"this model": table}, seed=seed))
-    base = None
+        subjects = subject_table({"this model": table}, seed=seed)
+        console.print(subjects.to_rich())
     if folder is not None and asked["compare_base"]:
         base, change = _compared(table, folder, model[0], seed)
         more.append(change)
@@ -165,8 +165,9 @@ def command(
     console.print(f"{finding}\n", style="bold", markup=False, highlight=False)
     if folder is not None:
         write_evaluation(
-            folder, report, title=title, answers=table, questions=texts, base=base, more=more
-        )
+            folder, report, title=title, answers=table, questions=texts, base=base,
+            subjects=subjects, more=more,
+        )  # fmt: skip
         click.echo(f"Written to {folder}: report.html, answers.parquet, report.md, report.json")
     return {
         "finding": finding._asdict(),
@@ -194,7 +195,13 @@ def _ask(
     **how: Any,
 ) -> tuple[Any, str, Path, Any]:
     """Answer table of the run folder, made now unless it is there already; and its questions."""
-    from calibrant.runs import nothing_left_of_a_failure, open_run, set_name, versions
+    from calibrant.runs import (
+        nothing_left_of_a_failure,
+        open_run,
+        set_name,
+        versions,
+        weights_of,
+    )
 
     loaded = _load(questions, limit, skip_invalid, choices, seed, quiet=processes.rank > 0)
     of_result = SERVER_RESULT if server else LOCAL_RESULT
@@ -216,7 +223,10 @@ def _ask(
     if processes.rank == 0:
         if processes.world > 1:
             note(f"note: {processes.world} processes share the questions")
-        open_run(folder, _config(settings, data, versions()))
+        weights = {} if server else weights_of(model)
+        open_run(folder, _config(settings, data, versions()) | weights)
+        if (folder / "answers.parquet").exists():
+            note(f"note: {folder} has these answers already: nothing is asked anew")
     network = _Network(model, how)
 
     def answers(at: Path, *, base: bool = False) -> Any:
@@ -440,16 +450,13 @@ def _read(sources: tuple[str, ...], metric: Any) -> tuple[Any, str]:
     """Read the one table of a run folder, or pool those of several files or tasks; and its name."""
     from calibrant.answers import AnswerTable
     from calibrant.errors import InputError
-    from calibrant.runs import read_answers
+    from calibrant.runs import one_table, read_answers
 
     tables: dict[str, AnswerTable] = {}
     for source in sources:
         found = read_answers(source, metric=metric)
         if len(found) > 1 and any("task" not in t.provenance for t in found.values()):
-            raise InputError(
-                f"{source}: holds {len(found)} answer tables ({', '.join(found)}); expected one: "
-                "give the Parquet file"
-            )
+            raise one_table(source, found)
         if twice := set(found) & set(tables):
             raise InputError(
                 f"{source}: there is another table of {twice.pop()}; expected each once"

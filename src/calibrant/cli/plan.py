@@ -58,8 +58,7 @@ def command(
     calibrant plan --tolerance .03 --accuracy .8
     """
     from calibrant.diagnosis.plan import plan
-    from calibrant.errors import InputError
-    from calibrant.runs import read_answers
+    from calibrant.runs import answers_in_domain
 
     if ece_change is None and tolerance is None:
         raise click.UsageError("expected --ece-change, --tolerance or both")
@@ -67,13 +66,7 @@ def command(
         raise click.UsageError("--ece-before goes with --ece-change")
     table = None
     if answers is not None:
-        tables = read_answers(answers)
-        if len(tables) != 1:
-            raise InputError(
-                f"{answers}: holds {len(tables)} answer tables ({', '.join(tables)}); expected "
-                "one: give the Parquet file"
-            )
-        (table,) = tables.values()
+        table = answers_in_domain(answers)
     of_model: dict[str, Any] = {
         "answers": table,
         "accuracy": accuracy,

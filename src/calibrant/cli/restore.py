@@ -185,6 +185,7 @@ def command(model: str, output_dir: str, **options: Any) -> dict[str, Any]:  # f
     """
     from rich.console import Console
 
+    from calibrant.errors import printable
     from calibrant.progress import note
     from calibrant.report.folder import cost_table, restoration_tables, write_restoration
     from calibrant.restore import RestoreSettings, restore
@@ -211,7 +212,7 @@ def command(model: str, output_dir: str, **options: Any) -> dict[str, Any]:  # f
         console.print(table.to_rich())
     console.print(cost_table(result.costs).to_rich())
     for line in result.notes:
-        click.echo(f"note: {line}")
+        click.echo(printable(f"note: {line}"))
     click.echo(
         f"Written to {output_dir}: report.html, report.md, report.json, one folder per method"
     )

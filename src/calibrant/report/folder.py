@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ def write_evaluation(
     answers: AnswerTable,
     questions: Sequence[Question] | None = None,
     base: tuple[AnswerTable, Verdict] | None = None,
+    subjects: Table | None = None,
     more: Sequence[Table] = (),
 ) -> None:
     """Write ``report.html``, ``report.json``, ``report.md`` and ``reliability.svg``/``.png``.
@@ -60,7 +62,8 @@ def write_evaluation(
     ----------
     answers : what the report is about. questions : its questions, if their texts are at hand.
     base : answers of the model before tuning, and the verdict on what became of them.
-    more : tables shown below the report in ``report.md``.
+    subjects : table of subjects, if there are several.
+    more : tables shown below these in ``report.md``.
     """
     from calibrant.report.figures import plot_reliability, reliability_of_report, save_figure
 
@@ -68,13 +71,14 @@ def write_evaluation(
     report.save(path / "report.json")
     save_figure(plot_reliability(reliability_of_report(report, title)), path / "reliability")
     text = report_table(report, title=title).to_markdown()
-    for table in more:
+    for table in (*([] if subjects is None else [subjects]), *more):
         text += "\n" + table.to_markdown()
     write_text(path / "report.md", f"{text}\n![reliability diagram](reliability.png)\n")
     runs = {title: {"this model": Measured(answers, report)}}
     texts = {} if questions is None else {title: texts_of(questions)}
     claims = [Claim(*report.finding())]
-    sections = measured_sections(runs, questions=texts, plane=False)
+    by_set = {} if subjects is None else {title: replace(subjects, title=title)}
+    sections = measured_sections(runs, questions=texts, plane=False, subjects=by_set)
     if base is not None:
         claims.append(Claim(base[1].label, base[1].reason, "against the model before tuning"))
         sections += _against_base(base[0], answers, seed=int(report.settings["seed"]))
@@ -249,8 +253,6 @@ def write_restoration(
 
 def _without_notes(table: Table) -> Table:
     """Leave out the verdicts' reasons: the page has them at its head."""
-    from dataclasses import replace
-
     return replace(table, notes=())
 
 

@@ -66,6 +66,7 @@ def measured_sections(
     trained: Mapping[str, Measured] | None = None,
     critical: Interval | None = None,
     plane: bool = True,
+    subjects: Mapping[str, Table] | None = None,
 ) -> list[Section]:
     """Build figures, subjects and mistakes of one or several methods on one or several sets.
 
@@ -75,6 +76,7 @@ def measured_sections(
     tolerance : ECE that counts as calibrated. trained : method -> its training questions.
     critical : bracket of the critical accuracy.
     plane : whether the accuracy-ECE plane is shown.
+    subjects : set -> its table of subjects, where it is made already.
     """
     parts = [reliability_section(runs), confidence_section(runs), risk_section(runs)]
     if _alone(runs):
@@ -85,18 +87,23 @@ def measured_sections(
     sections = [*parts[:2], options, *parts[2:]]
     if plane:
         sections.append(plane_section(runs, tolerance, trained or {}, critical))
-    subjects = [
-        subject_table({m: one.answers for m, one in methods.items()}, title=name)
+    by_subject = [
+        (subjects or {}).get(name)
+        or subject_table(
+            {m: one.answers for m, one in methods.items()},
+            title=name,
+            seed=int(_first(methods).report.settings.get("seed", 0)),
+        )
         for name, methods in runs.items()
         if len(set(_first(methods).answers.tasks)) > 1
     ]
-    if subjects:
+    if by_subject:
         text = (
             "p: how often a calibrated model with these confidences would show at least this "
             "conf-ECE by chance, corrected for the number of subjects. Few questions say little "
             "about a subject. Headings sort."
         )
-        sections.append(Section("Subjects", (text,), tables=tuple(subjects)))
+        sections.append(Section("Subjects", (text,), tables=tuple(by_subject)))
     sections.append(mistakes_section(runs, questions))
     return sections
 

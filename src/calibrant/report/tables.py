@@ -133,7 +133,10 @@ class Table:
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([no_formula(one_line(name)) for name in self.columns])
-        writer.writerows([no_formula(one_line(cell)) for cell in row] for row in self.rows)
+        writer.writerows(
+            [cell if _PLAIN_CELL.fullmatch(cell) else no_formula(one_line(cell)) for cell in row]
+            for row in self.rows
+        )
         return file.getvalue()
 
     def to_markdown(self) -> str:
@@ -153,7 +156,7 @@ def _markdown_row(cells: tuple[str, ...]) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Make untrusted text plain in Markdown: no cell ends, emphasis, links, images or HTML."""
+    """Make untrusted text plain in Markdown: no cell ends, emphasis, link texts, images or HTML."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>&|~" else c for c in one_line(text))
 
 

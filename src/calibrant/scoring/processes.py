@@ -39,7 +39,10 @@ class Processes:
         InputError
             If fewer processes meet than the launcher announced.
         """
-        announced = int(os.environ.get("WORLD_SIZE", "1"))
+        text = os.environ.get("WORLD_SIZE") or "1"
+        if not text.isdecimal():
+            raise InputError(f"WORLD_SIZE={text} in the environment, expected a number")
+        announced = int(text)
         if announced == 1:
             return cls()
         import torch
@@ -49,7 +52,13 @@ class Processes:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         if not distributed.is_initialized():
             # The processes meet again only at the end, perhaps days apart.
-            distributed.init_process_group("gloo", timeout=timedelta(days=30))
+            try:
+                distributed.init_process_group("gloo", timeout=timedelta(days=30))
+            except ValueError as error:  # a variable that the launcher sets is missing
+                raise InputError(
+                    f"WORLD_SIZE={announced} in the environment, and {error}; expected torchrun or "
+                    "accelerate to start the processes, or no WORLD_SIZE"
+                ) from error
         if distributed.get_world_size() != announced:
             raise InputError(
                 f"{distributed.get_world_size()} processes have met, expected WORLD_SIZE = "
