@@ -30,7 +30,8 @@ from calibrant.report.tables import Table, number
 
 REPOSITORY = Path(__file__).parents[1]
 MICRO_BATCH = 4  # pairs of a forward pass
-LOSSES = ("dpo", "catto", "preference-matching")
+NO_BETA = "preference-matching"  # there is none in it
+LOSSES = ("dpo", "catto", NO_BETA)
 PAGE = REPOSITORY / "docs/results/dpo.md"
 TITLES = {
     "cloze": "Cloze: what the models know",
@@ -111,7 +112,7 @@ def training_block(found: list[dict]) -> str:
     rows = tuple(
         (
             t.get("loss", "dpo"),
-            f"{t['beta']:g}",
+            "–" if t.get("loss") == NO_BETA else f"{t['beta']:g}",
             number(t["losses"][0]),
             number(t["losses"][-1]),
             f"{100 * t['fresh_margin_rose']:.0f} %",
@@ -121,7 +122,7 @@ def training_block(found: list[dict]) -> str:
         for t in found
     )
     columns = (
-        "",
+        "method",
         "β",
         "loss, first",
         "last",
@@ -155,7 +156,7 @@ def write(output: Path, page: Path) -> None:
     """Fill the page's blocks from the run folders there are."""
     text = page.read_text(encoding="utf-8")
     told = [json.loads(file.read_text(encoding="utf-8")) for file in output.glob("*/training.json")]
-    told.sort(key=lambda t: -t["beta"])
+    told.sort(key=lambda t: (LOSSES.index(t.get("loss", "dpo")), -t["beta"]))
     if len({t.get("loss", "dpo") for t in told}) > 1:
         found = section("cloze", output / "cloze", page.parent / "dpo-losses.png")
         write_text(page, replace_block(text, "losses", f"{training_block(told)}\n\n{found}"))
@@ -189,7 +190,8 @@ def main() -> int:
         parser.error("several losses are compared at one --beta")
     for loss in arguments.loss:
         for beta in arguments.beta:
-            adapter = arguments.output / f"{loss}-{beta:g}"
+            named = loss if loss == NO_BETA else f"{loss}-{beta:g}"
+            adapter = arguments.output / named
             train(adapter, loss, beta, arguments)
             stages += ["--aligned", str(adapter)]
     asked = {"cloze": ASKED["cloze"]} if len(arguments.loss) > 1 else ASKED

@@ -308,6 +308,26 @@ def test_no_interval_leaves_what_the_metric_can_be(seed):
     assert reached  # so few questions leave some of them open
 
 
+def test_rows_that_are_all_alike_leave_open_what_others_may_be():
+    few = bootstrap_intervals([[0.9, 0.1]] * 10, [0] * 10)
+    # At most 1 - .025^(1/10) = .3085 of the population is unlike ten rows that are alike.
+    for name, value, lowest, highest in (
+        ("signed_gap", -0.1, -1, 1), ("nll", -np.log(0.9), 0, np.inf), ("brier", 0.02, 0, 2),
+        ("mean_confidence", 0.9, 0, 1),
+    ):  # fmt: skip
+        e = few[name]
+        assert e.value == pytest.approx(value)
+        assert e.low == pytest.approx(value - 0.30850 * (value - lowest), abs=1e-4)
+        assert e.high == pytest.approx(value + 0.30850 * (highest - value), abs=1e-4)
+    change = inference.compare_intervals([[0.99, 0.01]] * 10, [[0.95, 0.05]] * 10, [0] * 10)
+    assert (change.difference["nll"].low, change.difference["nll"].high) == (-np.inf, np.inf)
+    assert change.difference["brier"].low < 0 < change.difference["brier"].high
+    same = inference.compare_intervals([[0.9, 0.1]] * 10, [[0.9, 0.1]] * 10, [0] * 10)
+    assert (same.difference["nll"].low, same.difference["nll"].high) == (0, 0)
+    # One row gives no interval, of the Brier decomposition neither.
+    assert np.isnan(bootstrap_intervals([[0.9, 0.1]], [0])["mcb"].low)
+
+
 def test_more_data_narrow_every_interval():
     few, many = (
         bootstrap_intervals(*world(n, 12, slope=0.6), n_resamples=400) for n in (300, 4800)

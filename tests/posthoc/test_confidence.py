@@ -288,3 +288,20 @@ def test_a_curve_without_optimum_raises():
         ScalingBinning().fit(alike)
     with pytest.raises(InputError, match="n_bins 0, expected at least 1"):
         ScalingBinning(n_bins=0)
+
+
+@pytest.mark.parametrize("step", [0.125, 0.25])
+@pytest.mark.parametrize("seed", range(10))
+def test_scaling_binning_has_a_value_in_every_bin_where_confidences_are_tied(seed, step, tmp_path):
+    """Log-odds on the grid of bfloat16: ties reach over several parts of equal count."""
+    rng = np.random.default_rng(seed)
+    odds = np.round(rng.normal(0.2, 0.5, 300) / step) * step
+    p = 1 / (1 + np.exp(-odds))
+    labels = (rng.random(300) > p).astype(int)
+    table = AnswerTable.from_probs(np.stack([p, 1 - p], axis=1), labels)
+    fitted = ScalingBinning().fit(table)
+    assert np.isfinite(fitted.values).all()
+    assert len(fitted.edges) == len(fitted.values) - 1
+    fitted.save(tmp_path / "c.json")
+    again = load_calibrator(tmp_path / "c.json")
+    np.testing.assert_array_equal(again.transform(table).probs(), fitted.transform(table).probs())

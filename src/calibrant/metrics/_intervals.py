@@ -52,6 +52,7 @@ _FLOOR_OF = {"conf_ece": "conf_ece", "cw_ece": "cw_ece", "debiased_ece": "conf_e
 _EXACT_ROWS = 20_000  # above: the noise floor's simulation is normal, not row by row
 _BLOCK = 1 << 20  # simulated labels per step
 _CHUNK = 1 << 13  # rows per step
+_ALIKE = 1e-9  # a standard error that rounding makes of equal rows
 
 
 @dataclass(frozen=True)
@@ -344,7 +345,7 @@ def add_means(found: Found, a: Answers, plan: Plan) -> None:
     means = resampled_t(np.where(finite, values, 0.0), plan.cluster, plan.blocks(a.n))
     for j, name in enumerate(MEANS):
         if finite[j]:
-            value, low, high = _studentised(means, j, plan, a.n)
+            value, low, high = _studentised(means, j, plan, a.n, span(name))
         else:
             value, low, high = math.inf, math.nan, math.inf
         method = "studentised bootstrap"
@@ -356,17 +357,39 @@ def add_means(found: Found, a: Answers, plan: Plan) -> None:
 
 
 def _studentised(
-    means: tuple[Floats, Floats, Floats], j: int, plan: Plan, n: int
+    means: tuple[Floats, Floats, Floats], j: int, plan: Plan, n: int, span: tuple[float, float]
 ) -> tuple[float, float, float]:
-    """Mean of a column and its interval."""
+    """Mean of a column and its interval.
+
+    Where all rows are alike no resample differs, and what others may be is not known but for the
+    metric's span: at most a share s of the population is unlike these n, with the level's
+    confidence, ``(1 - s)^n = tail``.
+    """
     mean, error, t = float(means[0][j]), float(means[1][j]), means[2][:, j]
     t = t[np.isfinite(t)]
     if n < 2:
         return mean, math.nan, math.nan
-    if error == 0 or len(t) == 0:
-        return mean, mean, mean
+    if error <= _ALIKE * max(1.0, abs(mean)) or len(t) == 0:
+        units = n if plan.cluster is None else int(plan.cluster.max()) + 1
+        share = 1 - plan.tails[0] ** (1 / units)
+        return mean, mean - share * (mean - span[0]), mean + share * (span[1] - mean)
     low, high = np.quantile(t, plan.tails)
     return mean, mean - float(high) * error, mean - float(low) * error
+
+
+# What a metric can be where that is not 0 to 1.
+_SPANS = {"signed_gap": (-1.0, 1.0), "nll": (0.0, math.inf), "brier": (0.0, 2.0)}
+
+
+def span(name: str) -> tuple[float, float]:
+    """Least and largest value that a metric can have."""
+    return _SPANS.get(name, (0.0, 1.0))
+
+
+def span_of_change(name: str) -> tuple[float, float]:
+    """Least and largest value that a change of it can have."""
+    low, high = span(name)
+    return low - high, high - low
 
 
 def effective_rows(share: float, error: float, n: int) -> float:
@@ -459,9 +482,9 @@ def _add_from_draws(
         low, high = _percentiles(draws[name], v, plan, a.n)
         method = "percentile bootstrap"
         if name in ("mcb", "dsc"):  # fitted twice in a resample: as biased again as the value is
-            low, high = max(0.0, 2 * v - high), max(0.0, 2 * v - low)
+            low, high = (float(np.maximum(0.0, 2 * v - end)) for end in (high, low))  # NaN stays
             method = "basic bootstrap"
-        if name == "mcb" and _floor_p(a, "conf_ece", plan) >= 1 - plan.level:
+        if name == "mcb" and low > 0 and _floor_p(a, "conf_ece", plan) >= 1 - plan.level:
             low = 0.0  # as for conf-ECE: calibration is not excluded
         found[name] = Estimate(name, v, low, high, a.n, plan.level, method=method)
 
@@ -553,7 +576,9 @@ def add_mean_changes(found: Found, a: Answers, b: Answers, plan: Plan) -> None:
     means = resampled_t(change, plan.cluster, plan.blocks(a.n))
     for j, name in enumerate(MEANS):
         if finite[j]:
-            value, low, high = _studentised(means, j, plan, a.n)
+            same = not change[:, j].any()  # the same answers: that is no chance
+            limits = (0.0, 0.0) if same else span_of_change(name)
+            value, low, high = _studentised(means, j, plan, a.n, limits)
         else:
             value = _infinite_change(x[:, j], y[:, j])
             low, high = (value, value) if math.isinf(value) else (math.nan, math.nan)

@@ -45,6 +45,8 @@ from calibrant.metrics._intervals import (
     l1_norm,
     read,
     simulate_floor,
+    span,
+    span_of_change,
     top_cells,
     wilson_interval,
 )
@@ -224,7 +226,7 @@ def bootstrap_intervals(
     add_errors(found, answers, plan)
     if set(metrics) & set(ORDERED + PARTS):
         add_ordered(found, answers, plan)
-    return {name: _within(found[name], *_range(name)) for name in metrics}
+    return {name: _within(found[name], *span(name)) for name in metrics}
 
 
 def calibrated_upper_bounds(
@@ -395,20 +397,9 @@ def compare_intervals(
     add_error_changes(found[2], a, b, plan)
     if set(metrics) & set(ORDERED + PARTS):
         add_ordered_changes(found, a, b, plan)
-    first, last = ({name: _within(f[name], *_range(name)) for name in metrics} for f in found[:2])
-    change = {}
-    for name in metrics:
-        low, high = _range(name)
-        change[name] = _within(found[2][name], low - high, high - low)
+    first, last = ({name: _within(f[name], *span(name)) for name in metrics} for f in found[:2])
+    change = {name: _within(found[2][name], *span_of_change(name)) for name in metrics}
     return Comparison(first, last, change)
-
-
-# What a metric can be where that is not 0 to 1.
-_RANGES = {"signed_gap": (-1.0, 1.0), "nll": (0.0, math.inf), "brier": (0.0, 2.0)}
-
-
-def _range(name: str) -> tuple[float, float]:
-    return _RANGES.get(name, (0.0, 1.0))
 
 
 def _within(found: Estimate, lowest: float, highest: float) -> Estimate:

@@ -151,5 +151,7 @@ def _equal_mass_edges(curve: Floats, n_bins: int) -> Floats:
     parts = np.array_split(np.sort(curve), min(n_bins, len(curve)))
     edges = [(a[-1] + b[0]) / 2 for a, b in pairwise(parts)]
     rising: Floats = np.unique(edges)
-    inside: Floats = rising[rising < curve.max()]
-    return inside
+    # Ties over several parts leave bins without a value; each bin that has some keeps its top.
+    used = np.unique(np.searchsorted(rising, curve))
+    tops: Floats = rising[used[:-1]]
+    return tops
