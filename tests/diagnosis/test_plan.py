@@ -115,3 +115,11 @@ def test_the_command_says_it_in_one_line_each(tmp_path, capsys):
 def test_what_cannot_be_planned_is_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         plan(**arguments)
+
+
+def test_the_search_ends_where_the_power_asked_for_is_met():
+    """Whether a bound is within the tolerance turns from never to always within a factor of 1.7."""
+    at = {power: plan(tolerance=0.03, power=power).questions for power in (0.3, 0.5, 0.8, 0.95)}
+    assert list(at.values()) == sorted(at.values())
+    assert at[0.95] / at[0.3] < 2.5
+    assert at[0.5] == pytest.approx(plan(tolerance=0.03, power=0.5, seed=1).questions, rel=0.15)

@@ -229,3 +229,41 @@ def test_bad_input_is_refused():
         cal.verdict(a, AnswerTable.from_probs([[0.9, 0.1]], [0], ids=["x"]))
     with pytest.raises(InputError, match="not a verdict"):
         Verdict.from_json("{}")
+
+
+def test_a_loss_too_small_to_matter_is_no_harm():
+    """A slope of 1.06 costs every question a little: sure, and a thousandth of a nat."""
+    z, labels, _ = truth(20_000, 36)
+    found = judge(softmax(z), softmax(1.06 * z), labels)
+    change = found.difference["nll"]
+    assert change.low > 0
+    assert change.value < 0.01
+    assert found.label not in ("harmed", "gamed")
+    more = judge(softmax(z), softmax(1.4 * z), labels)
+    assert more.difference["nll"].low > 0.01
+    assert more.label == "harmed"
+
+
+def test_a_lower_auroc_is_said_where_a_gain_of_accuracy_excuses_it():
+    rng = np.random.default_rng(3)
+    n = 4000
+    sure = rng.random(n) < 0.5
+    first = np.where(sure, 0.97, 0.7)  # right .75 and .35 of the time
+    right = rng.random(n) < np.where(sure, 0.75, 0.35)
+    labels = np.where(right, 0, 1)
+    now = rng.random(n) < 0.72  # another model: more often right, and equally sure of everything
+    second = np.where(rng.random(n) < 0.5, 0.74, 0.70)
+    after = np.where(now == right, second, 1 - second)
+    before, last = (np.stack([p, 1 - p], axis=1) for p in (first, after))
+    found = judge(before, last, labels)
+    assert found.difference["auroc"].high < 0
+    assert found.label in ("improved", "fully restored")
+    assert "AUROC 0.7" in found.reason
+
+
+def test_a_table_is_not_worse_than_itself():
+    for n in (30, 60, 100, 300):
+        table = AnswerTable.from_probs([[0.99, 0.01]] * n, [0] * n)
+        found = verdict(table, table, n_resamples=200)
+        assert found.label in ("not restored", "already calibrated")
+        assert "rose" not in found.reason

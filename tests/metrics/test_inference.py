@@ -529,3 +529,28 @@ def test_neither_torch_nor_matplotlib_is_imported():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("c", [0.99, 0.999])
+@pytest.mark.parametrize("n", [30, 100])
+def test_the_upper_bound_holds_where_a_model_is_sure_and_rarely_wrong(c, n):
+    """By enumeration: over every true share of wrong answers the bound covers 95 % of the time."""
+    p = np.tile([c, 1 - c], (n, 1))
+    wrong = np.arange(16)
+    uppers = np.array([
+        bootstrap_interval(p, np.arange(n) < s, n_resamples=200).upper for s in wrong
+    ])  # fmt: skip
+    for share in np.linspace(0, 0.12, 61):
+        chance = stats.binom.pmf(wrong, n, share)
+        if chance.sum() > 0.999:
+            assert chance @ (uppers >= abs(share - (1 - c))) > 0.945, share
+
+
+def test_answers_do_not_differ_from_themselves():
+    for c in (0.5, 0.9, 0.99):
+        p, y = [[c, 1 - c]] * 60, [0] * 50 + [1] * 10
+        found = inference.compare_intervals(p, p, y, n_resamples=100).difference
+        for name in inference.PAIRED:
+            e = found[name]
+            if name != "accuracy":  # two models' may differ on other questions
+                assert (e.value, e.low, e.high) == (0, 0, 0) or np.isnan(e.low), name

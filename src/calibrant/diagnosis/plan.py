@@ -23,9 +23,10 @@ Floats = NDArray[np.float64]
 
 _POOL = 20_000  # questions of the population that samples are drawn from
 _MOST = 1_000_000  # more labels than anybody has: "cannot be shown"
-_DRAWS = 80  # samples behind each step of the search
+_DRAWS = (80, 200)  # samples behind a step of the search, the more the smaller they are
 _SHARPEST = 1e3  # factor of the log-odds of a model that is certain of everything
-_STEPS = 6  # of the search, which ends when two agree within 5 %
+_STEPS = 24  # of the search, at most
+_NEAR = 1.2  # ratio of two N between which it ends
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def plan(
         shows = f"that a calibrated model's conf-ECE is at most {aim:.3f}"
 
         def met(n: int) -> float:
-            rows = right[rng.integers(len(right), size=(_DRAWS, n))]
+            rows = right[rng.integers(len(right), size=(_draws(n), n))]
             return float(
                 np.mean([calibrated_ece_bounds(c, 1, n_bins, rng)[0] <= aim for c in rows])
             )
@@ -141,7 +142,7 @@ def plan(
         shows = f"conf-ECE falling from {before:.3f} to {after:.3f}"
 
         def met(n: int) -> float:
-            highs = ece_change_highs(first, last, right, n, _DRAWS, n_bins, rng)
+            highs = ece_change_highs(first, last, right, n, _draws(n), n_bins, rng)
             return float(np.mean(highs < 0))
 
     with progress("simulating", _STEPS, "steps", show=show_progress) as advance:
@@ -152,29 +153,48 @@ def plan(
 def _smallest(
     met: Callable[[int], float], power: float, start: int, advance: Advance
 ) -> int | None:
-    """N at which a share ``power`` of samples succeed; the z-score of success grows as √N."""
+    """N at which a share ``power`` of samples succeed, which grows with N, sometimes in one step.
+
+    Bisection of log N between the largest N that falls short and the smallest that does not, then
+    between the two along the z-score of their shares.
+    """
     from scipy.special import ndtri
 
-    n, tried = float(start), []
+    short: tuple[float, float] | None = None  # N and z-score of its share
+    enough: tuple[float, float] | None = None
+    n, aim = float(start), float(ndtri(power))
     for _ in range(_STEPS):
-        # One half sample more on either side keeps the z-score finite.
-        share = (met(round(n)) * _DRAWS + 0.5) / (_DRAWS + 1)
+        # Half a sample more on either side keeps the z-score finite.
+        draws = _draws(round(n))
+        z = float(ndtri((met(round(n)) * draws + 0.5) / (draws + 1)))
         advance(1)
-        tried.append((n, share))
-        z = 1.96 + float(ndtri(share))
-        step = ((1.96 + float(ndtri(power))) / max(z, 0.3)) ** 2  # a two-sided test at 5 %
-        n *= min(max(step, 0.2), 5.0)
-        if n > _MOST:
-            return None
-        if abs(step - 1) < 0.05:
+        if z < aim:
+            short = (n, z)
+        else:
+            enough = (n, z)
+        if short is None:
+            n /= 2
+            if n < 2:
+                return 2
+        elif enough is None:
+            n *= 2
+            if n > _MOST:
+                return None
+        elif enough[0] / short[0] < _NEAR:
             break
-    # The samples tried near the answer together say more than the last alone.
-    near = [(m, s) for m, s in tried if 0.5 < m / n < 2 and 0.02 < s < 0.98]
-    if len(near) > 1:
-        root = float(np.mean([math.sqrt(m) / (1.96 + float(ndtri(s))) for m, s in near]))
-        n = (root * (1.96 + float(ndtri(power)))) ** 2
+        else:
+            n = math.sqrt(short[0] * enough[0])
+    if enough is None:
+        return None
+    if short is not None:
+        share = (aim - short[1]) / (enough[1] - short[1])
+        n = short[0] * (enough[0] / short[0]) ** share
     digits: int = 10 ** max(0, math.floor(math.log10(n)) - 1)
     return math.ceil(n / digits) * digits
+
+
+def _draws(n: int) -> int:
+    return min(max(_DRAWS[0], 100_000 // n), _DRAWS[1])
 
 
 def _typical(accuracy: float, n_options: int, seed: int) -> Floats:

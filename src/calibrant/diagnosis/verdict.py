@@ -25,6 +25,7 @@ from calibrant.metrics.inference import (
 
 LABELS = ("already calibrated", "harmed", "gamed", "fully restored", "improved", "not restored")
 METRICS = ("accuracy", "nll", "brier", "conf_ece", "cw_ece", "auroc", "aurc", "dsc", "signed_gap")
+MARGINS = {"nll": 0.01, "brier": 0.005}  # rises that count: of many questions the least is shown
 _ROUNDING = 1e-9  # a change below this is none: the same tables, other arithmetic
 
 
@@ -117,9 +118,9 @@ def verdict(
     "Worse" and "better" mean that the 95 % interval of the difference lies beyond 0. In order:
 
     1. *harmed*: accuracy worse by more than the margin (one-sided, 95 %).
-    2. *gamed*: conf-ECE better, but AURC or Brier worse; or conf-ECE better, AUROC and DSC worse,
-       and accuracy not higher by more than the margin.
-    3. *harmed*: NLL or Brier worse.
+    2. *gamed*: conf-ECE better, but AURC worse, or Brier by more than its margin; or conf-ECE
+       better, AUROC and DSC worse, and accuracy not higher by more than the margin.
+    3. *harmed*: NLL or Brier worse by more than their margins, 0.01 nats and 0.005.
     4. *already calibrated*: the one-sided 95 % upper bound of before's conf-ECE is at most the
        tolerance, and conf-ECE changed neither way.
     5. *fully restored*: conf-ECE better, and after's upper bound is at most the tolerance.
@@ -199,7 +200,7 @@ class _Case:
     accuracy_upper: float  # one-sided 95 % upper bound of the change of accuracy
 
     def higher(self, name: str) -> bool:
-        return self.change[name].low > _ROUNDING
+        return self.change[name].low > MARGINS.get(name, _ROUNDING)
 
     def lower(self, name: str) -> bool:
         return self.change[name].high < -_ROUNDING
@@ -230,13 +231,14 @@ def _decide(case: _Case) -> tuple[str, str]:
             f"conf-ECE was at most {start:.3f} before (95 % bound, tolerance "
             f"{case.tolerance:g}) and did not change: {case.ece}; {at}"
         )
+    fell = f"; AUROC {_arrow(case, 'auroc')}" if case.lower("auroc") else ""
     if better and end <= case.tolerance:
         return "fully restored", (
             f"{case.ece}; its 95 % upper bound {end:.3f} is within the tolerance "
-            f"{case.tolerance:g}; accuracy {_arrow(case, 'accuracy')}; {at}"
+            f"{case.tolerance:g}; accuracy {_arrow(case, 'accuracy')}{fell}; {at}"
         )
     if better:
-        return "improved", f"{case.ece}; {_not_shown(case, end)}; {at}"
+        return "improved", f"{case.ece}; {_not_shown(case, end)}{fell}; {at}"
     return "not restored", f"{case.ece}: {_no_improvement(case, start)}; {at}"
 
 

@@ -21,7 +21,9 @@ Norm = Callable[[Floats], Floats]  # (..., M) -> (...)
 
 _STEPS = 18  # bisection steps: 4e-6 of the range
 _OUTER_STEPS, _INNER_STEPS = 14, 10  # 1e-4 for a difference; its nuisance may be rough
+RESOLUTION = 2.0 ** (1 - _OUTER_STEPS)  # of a difference: one step
 _CHUNK = 1 << 13  # rows per step
+_FEW = 10.0  # surprises expected of cells: with fewer the normal limit is not to be trusted
 
 
 class Cells(NamedTuple):
@@ -119,6 +121,7 @@ def invert(
     *,
     shrink: bool,
     side: float = 0.0,
+    counted: bool = False,
 ) -> list[float]:
     """Find the norms under which the observed norm sits at the given levels of its distribution.
 
@@ -137,12 +140,49 @@ def invert(
     calibration is taken as that median: by luck alone no limit is lower than what so many rows
     typically show of a calibrated model (a power-constrained limit). And half an answer is added,
     as a continuity correction: 300 sure and right answers do not prove an error of 0.
+
+    Counted, cells whose model is so sure that hardly a surprise is expected of them (collapsed
+    models have one such cell) also get their exact binomial limit: no upper limit is lower.
     """
     path = Path(m, noise, norm, shrink, side)
     if not shrink:
         path.kink = min(1.0, path.solve(0.5))
         path.observed = max(path.with_half_an_answer(), float(np.median(path.drawn(0.0))))
-    return [float(norm(path.at(path.solve(level)))) for level in levels]
+    found = [float(norm(path.at(path.solve(level)))) for level in levels]
+    if counted and not shrink:
+        found = [
+            max(limit, _exact(m, norm, level)) for limit, level in zip(found, levels, strict=True)
+        ]
+    return found
+
+
+def _exact(m: Moments, norm: Norm, level: float) -> float:
+    """Give the norm of the largest error that so few surprises allow in all sure cells together.
+
+    Of n answers given with probability p or nearly 1 - p (the two kinds in turn), s are surprises.
+    Their true share is at most the Clopper-Pearson limit at ``1 - level``; what it exceeds the
+    model's own share by is spread over the cells as their rows are. The true shares of the rows
+    differ, which makes s vary less than a binomial number: the limit errs upwards.
+    """
+    from scipy.special import betaincinv
+
+    scale = 2 * m.grain * m.n_effective
+    p = (1 - m.slope / scale) / 2
+    rows = m.n_effective * m.weight
+    worst = 0.0
+    for sure in (p > 0.5, p <= 0.5):
+        here = sure & (m.n_effective * m.model_variance / scale**2 < _FEW)
+        n = float(rows[here].sum())
+        if not n:
+            continue
+        sign = -1.0 if p[here][0] > 0.5 else 1.0
+        own = float((rows * np.minimum(p, 1 - p))[here].sum())
+        surprises = own + sign * m.n_effective * float(m.residual[here].sum()) / scale
+        surprises = min(max(surprises, 0.0), n)
+        most = float(betaincinv(surprises + 1, n - surprises, 1 - level)) if surprises < n else 1.0
+        delta = np.where(here, sign * scale * (most * n - own) / m.n_effective * rows / n, 0.0)
+        worst = max(worst, float(norm(delta)))
+    return worst
 
 
 def invert_difference(first: Path, last: Path, levels: Sequence[float]) -> list[float]:

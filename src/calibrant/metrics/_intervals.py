@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from calibrant.errors import InputError
-from calibrant.metrics._cells import Cells, Moments, Norm, Path, invert, invert_difference, moments
+from calibrant.metrics._cells import (
+    RESOLUTION,
+    Cells,
+    Moments,
+    Norm,
+    Path,
+    invert,
+    invert_difference,
+    moments,
+)
 from calibrant.metrics._input import Bools, Floats, Ints, checked_blocks, read_rows, top_of_block
 from calibrant.metrics._resampling import (
     Ranked,
@@ -458,7 +467,8 @@ def _error_interval(
     noise = m.draws(np.random.default_rng((plan.seed, 3)), plan.n_resamples)
     tail, side = plan.tails[0], _SIDE.get(name, 0.0)
     low = invert(m, noise, norm, [1 - tail], shrink=True, side=side)[0]
-    high, upper = invert(m, noise, norm, [tail, 2 * tail], shrink=False, side=side)
+    counted = name != "smooth_ece"  # whose places share rows
+    high, upper = invert(m, noise, norm, [tail, 2 * tail], shrink=False, side=side, counted=counted)
     observed = float(norm(m.residual))
     calm = norm(noise * m.noise(np.zeros_like(m.residual)))
     p_value = float(np.mean(calm >= observed)) if floor_p is None else floor_p
@@ -652,9 +662,13 @@ def agresti_min(change: Floats, level: float, cluster: Ints | None = None) -> tu
 
 def error_change(name: str, before: Cells, after: Cells, plan: Plan) -> Estimate:
     """Change of a calibration error, with the noise of both drawn jointly."""
-    low, high = plan.tails
-    high, value, low = invert_difference(*_paths(name, before, after, plan), [low, 0.5, high])
     method = "inverted difference of norms"
+    pairs = zip(before[:3], after[:3], strict=True)
+    if all(np.array_equal(x, y) for x, y in pairs):  # the same answers: that is no chance
+        return Estimate(name, 0.0, 0.0, 0.0, len(before.index), plan.level, method=method)
+    tails = [plan.tails[0], 0.5, plan.tails[1]]
+    found = invert_difference(*_paths(name, before, after, plan), tails)
+    high, value, low = (0.0 if abs(d) < RESOLUTION else d for d in found)
     return Estimate(name, value, low, high, len(before.index), plan.level, method=method)
 
 

@@ -272,7 +272,7 @@ def calibrated_ece_bounds(
     for _ in range(n_draws):
         hit = rng.random(len(confidence)) < confidence
         m = moments(top_cells(confidence, hit, index, n_bins), None)
-        bounds += invert(m, m.draws(rng, 400), l1_norm, [0.05], shrink=False)
+        bounds += invert(m, m.draws(rng, 400), l1_norm, [0.05], shrink=False, counted=True)
     return np.array(bounds)
 
 
