@@ -31,6 +31,8 @@ from calibrant.questions import Questions, drop_overlap, load_questions
 REPOSITORY = Path(__file__).parents[1]
 SEED = 0  # of the choice of questions; a unit's own seed is that of its training
 BEFORE = "before"
+PRIDE = "pride"  # letter-prior debiasing: no labels, and questions in all orders of their options
+PRIDE_SHARE = 0.04  # of the test questions, their labels unread
 IN = ("openbookqa/test", "medmcqa/validation", "mmlu/test")
 OUT = ("arc_challenge/test", "arc_easy/test")
 # Training questions by source, as in the paper; a smaller budget takes the same shares of each.
@@ -120,6 +122,8 @@ def units() -> Iterator[Unit]:
         yield Unit("smollm2-all", method, 3000)
     yield Unit("qwen-1.5b", BEFORE, 3000)
     yield Unit("qwen-1.5b-chat", BEFORE, 3000)
+    for name in ("qwen-0.5b", "qwen-0.5b-chat", "qwen-1.5b", "qwen-1.5b-chat"):
+        yield Unit(name, PRIDE, 0)
 
 
 # -- questions ----------------------------------------------------------------------------------
@@ -175,8 +179,11 @@ class Work:
         work.mkdir(parents=True, exist_ok=True)
         kept.mkdir(parents=True, exist_ok=True)
         tests = test_questions(setup, self.data)
-        train = train_questions(unit.labels, tests, self.data)
         everything = Questions([q for part in tests.values() for q in part], "protocol-tests")
+        if unit.method == PRIDE:
+            self._letter_prior(everything, unit, kept)
+            return
+        train = train_questions(unit.labels, tests, self.data)
         sample = train.sample(250, SEED)
         model, tokenizer = load_model(str(self.models / setup.model), dtype="float32")
         cost: dict[str, float] = {"labels": 0 if unit.method == BEFORE else len(train)}
@@ -205,6 +212,46 @@ class Work:
             "prompt": Prompt.of(setup.prompt).to_json(),
             "train_fingerprint": train.fingerprint,
             "tests_fingerprint": everything.fingerprint,
+            "device": device_name(model),
+            "cost": cost,
+            "versions": versions(),
+        }
+        write_json(kept / "unit.json", content)
+
+    def _letter_prior(self, everything: Questions, unit: Unit, kept: Path) -> None:
+        """Fit the letter prior on a share of the test questions, in cyclic orders."""
+        from calibrant.permutations import estimation_sample, in_every_order
+        from calibrant.posthoc import PriDe
+        from calibrant.restore import peak_memory_gb
+        from calibrant.runs import versions
+        from calibrant.scoring.local import score
+        from calibrant.scoring.models import load_model
+
+        setup, work = SETUPS[unit.setup], self.runs / unit.name
+        model, tokenizer = load_model(str(self.models / setup.model), dtype="float32")
+        rows = estimation_sample([len(q.choices) for q in everything], PRIDE_SHARE, SEED)
+        cpu, wall = time.process_time(), time.monotonic()
+        answers = in_every_order(
+            lambda asked: score(
+                model, tokenizer, asked, prompt=setup.prompt, partial=work / "pride.partial"
+            ),
+            everything.select(rows), "cyclic", SEED,
+        )  # fmt: skip
+        PriDe().fit(answers).save(kept / "pride.json")
+        cost = {
+            "labels": 0,
+            "training_seconds": time.monotonic() - wall,
+            "training_cpu_seconds": time.process_time() - cpu,
+            "peak_memory_gb": peak_memory_gb(),
+        }
+        content = {
+            "method": PRIDE,
+            "labels": 0,
+            "seed": unit.seed,
+            "model": setup.model,
+            "prompt": Prompt.of(setup.prompt).to_json(),
+            "questions": len(rows),
+            "rows": len(answers),
             "device": device_name(model),
             "cost": cost,
             "versions": versions(),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from protocol import BEFORE, IN, OUT, SEED, SETUPS, Setup, Unit, units
+from protocol import BEFORE, IN, OUT, PRIDE, SEED, SETUPS, Setup, Unit, units
 
 from calibrant.answers import AnswerTable
 from calibrant.diagnosis.comparison import Comparison, compare, pooled
@@ -110,6 +110,14 @@ def read(setup: Setup, results: Path) -> Found | None:
     for u in kept:
         if u.method == BEFORE:
             continue
+        if u.method == PRIDE:
+            debiased = load(folder / u.name / "pride.json")
+            found.tables[PRIDE] = by_set(debiased.transform(tests))
+            tempered = TemperatureScaling().fit(debiased.transform(pool))
+            found.tables[f"{PRIDE} + temperature"] = by_set(
+                tempered.transform(debiased.transform(tests))
+            )
+            continue
         table = with_scores(tests, read_scores(folder / u.name / "tests.parquet"))
         fitted = folder / u.name / "calibrator.json"
         if fitted.exists():  # the method trains at a temperature
@@ -162,8 +170,10 @@ def removed(found: Found, compared: Comparison) -> Table:
         before = start[run].before["conf_ece"].value
         after = start[run].after["conf_ece"].value
         floor = noise_floor(table.probs(), table.labels, n_options=table.n_options, seed=SEED).mean
-        share = (before - after) / (before - floor)
-        rows.append((run, number(before), number(after), number(floor), f"{100 * share:.0f} %"))
+        share = "–"  # a ratio of noise
+        if start[run].before["conf_ece"].low > 0:
+            share = f"{100 * (before - after) / (before - floor):.0f} %"
+        rows.append((run, number(before), number(after), number(floor), share))
     return Table(
         ("run", "before", "after", "noise alone", "taken away"), tuple(rows),
         title=f"conf-ECE in domain above the noise floor (aim: {100 * AIM:.0f} %)",
@@ -317,7 +327,10 @@ def write_page(results: Path) -> None:
         "Rows called *method + T* add a temperature fitted on the second half of training's own "
         "predictions: in one epoch each question is predicted before it is learnt, so they cost "
         "neither labels nor time. Not applicable to these models: base-KL temperature and DACA "
-        "(the models before alignment are not to be had here), letter-prior debiasing for cloze.",
+        "(the models before alignment are not to be had here), letter-prior debiasing for cloze. "
+        "*pride*, that debiasing, is fitted on 4 % of the test questions in all cyclic orders of "
+        "their options, without their labels; *pride + temperature* then fits a temperature on the "
+        "training questions.",
         "",
         *sections,
     ]
