@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from calibrant.errors import InputError
+from calibrant.footer import Chunk, chunks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -142,6 +143,7 @@ class Parquet:
         """Refuse what is too large: numbers by the footer, texts by looking at them."""
         allowance = _Allowance(self.path)
         allowance.use(8 * self._footer.num_rows)  # a row is a row, of whatever columns
+        groups = chunks(self.path)
         for i in range(self._footer.num_columns):
             leaf = self._footer.schema.column(i)
             root = next((n for n in columns if f"{leaf.path}.".startswith(f"{n}.")), None)
@@ -149,10 +151,23 @@ class Parquet:
                 continue
             width = _WIDTHS.get(leaf.physical_type, max(4, leaf.length))
             for group in range(self._footer.num_row_groups):
-                chunk = self._footer.row_group(group).column(i)
-                allowance.use(max(0, chunk.total_uncompressed_size, width * chunk.num_values))
+                chunk = groups[group][i]
+                self._check_statistics(chunk, leaf)
+                allowance.use(max(0, chunk.size, width * chunk.values))
                 if leaf.physical_type == "BYTE_ARRAY":
                     allowance.use(self._size_of_texts(root, leaf.path, group))
+
+    def _check_statistics(self, chunk: Chunk, leaf: Any) -> None:
+        """Refuse what pyarrow would end the process for."""
+        levels = (leaf.max_repetition_level + 1, leaf.max_definition_level + 1)
+        told = zip(chunk.histograms, levels, strict=True)
+        if any(length not in (0, due) for length, due in told) or (
+            chunk.text_bytes and leaf.physical_type != "BYTE_ARRAY"
+        ):
+            raise InputError(
+                f"{self.path}: cannot be read as Parquet: the size statistics of column "
+                f"{leaf.path!r} contradict its type"
+            )
 
     def _size_of_texts(self, column: str, leaf: str, group: int) -> int:
         """Bytes of a column's texts in a row group, of which a file may hold each once."""
@@ -169,7 +184,10 @@ class Parquet:
             yield
         except (InputError, FileNotFoundError):
             raise
-        except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
+        except (
+            pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError,
+            AttributeError, RecursionError,
+        ) as error:  # fmt: skip
             raise InputError(f"{self.path}: cannot be read as Parquet: {error}") from error
 
 
