@@ -625,6 +625,20 @@ SECTIONS = {
 }
 
 
+def _counts(name, replications):
+    """How many simulations a cell of the section's tables is made of."""
+    n, every = replications, {k: len(range(0, replications, k)) for k in (2, 8)}
+    return {
+        "planning": f": {n} simulations a cell",
+        "bias": f": {2 * n} simulations a cell",
+        "floors": f": {2 * n} simulations a cell",
+        "verdicts": f": {max(20, n // 4)} simulations a cell",
+        "errors": f": {n} simulations a cell; {every[8]} for floor and percentile bootstrap, "
+        f"{every[2]} for the other calibration errors",
+        "scores": f": {n} simulations a cell",
+    }.get(name, "")  # the tables of the regimes say it themselves
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--section", choices=SECTIONS, action="append")
@@ -635,6 +649,7 @@ def main():
     for name in args.section or SECTIONS:
         lines = list(SECTIONS[name](args.replications, args.seed))
         note = f"`--section {name} --replications {args.replications} --seed {args.seed}`"
+        note += _counts(name, args.replications)
         text = "\n".join([*lines, "", note])
         print(text, flush=True)
         if args.write:

@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).parents[1]
 SEED = 0  # of the choice of questions; a unit's own seed is that of its training
 BEFORE = "before"
 PRIDE = "pride"  # letter-prior debiasing: no labels, and questions in all orders of their options
-PRIDE_SHARE = 0.04  # of the test questions, their labels unread
+PRIDE_SHARE = 0.02  # of the test questions, their labels unread
 IN = ("openbookqa/test", "medmcqa/validation", "mmlu/test")
 OUT = ("arc_challenge/test", "arc_easy/test")
 # Training questions by source, as in the paper; a smaller budget takes the same shares of each.

@@ -2,24 +2,30 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from protocol import BEFORE, IN, OUT, PRIDE, SEED, SETUPS, Setup, Unit, units
+from protocol import BEFORE, IN, OUT, PAIR_TOKENS, PRIDE, SEED, SETUPS, Setup, Unit, units
 
 from calibrant.answers import AnswerTable
 from calibrant.diagnosis.comparison import Comparison, compare, pooled
 from calibrant.errors import InputError
 from calibrant.files import write_text
 from calibrant.metrics import accuracy, conf_ece, nll
-from calibrant.metrics.inference import noise_floor
+from calibrant.metrics.inference import agresti_min, bootstrap_intervals, noise_floor
 from calibrant.posthoc import LABELLED, TemperatureScaling, load
 from calibrant.report.comparison import change_table, plot_changes, prepare_changes, value_table
-from calibrant.report.figures import save_figure
-from calibrant.report.tables import Table, interval, number
+from calibrant.report.figures import GREY, SERIES, plain, save_figure, style
+from calibrant.report.tables import HEADINGS, Table, interval, number
 
 AIM = 0.88  # share of removable conf-ECE that the best published reduction takes away
+BUDGETS = (
+    "Accuracy, conf-ECE and NLL against the number of labels, one training run for each point; "
+    "bars: 95 % over questions; dotted: before, dashed: a temperature fitted on 3,000 labels"
+)
 DOMAINS = {"in domain": IN, "out of domain": OUT}
 
 
@@ -246,22 +252,24 @@ def elsewhere(found: Found, results: Path) -> Table | None:
         loss, right = _pair_numbers(answers)
         change = loss - start[0]
         reach = 1.96 * change.std(ddof=1) / np.sqrt(len(change))
+        better = right.astype(float) - start[1]
         rows.append(
             (
                 method,
                 number(loss.mean()),
                 f"{number(change.mean())} {interval(change.mean() - reach, change.mean() + reach)}",
                 number(right.mean()),
-                number(right.mean() - start[1].mean()),
+                f"{number(better.mean())} {interval(*agresti_min(better, 0.95))}",
             )
         )
     return Table(
         ("run", "NLL a token, chosen", "change", "chosen over rejected", "change"), tuple(rows),
-        title=f"Preference pairs, UltraFeedback validation (N = {len(start[0])})",
+        title=f"Preference pairs, UltraFeedback validation (N = {len(start[0])} of 199: those "
+        f"whose prompt and longer answer have at most {PAIR_TOKENS} tokens)",
         notes=(
             "Post-hoc methods leave the weights, and so these numbers, as they are.",
-            "Interval: 1.96 standard errors of the paired change. Chosen over rejected: share of "
-            "pairs whose chosen answer has the higher log-probability a token.",
+            "Intervals: 1.96 standard errors of the paired change, and Agresti-Min. Chosen over "
+            "rejected: share of pairs whose chosen answer has the higher log-probability a token.",
         ),
     )  # fmt: skip
 
@@ -291,6 +299,65 @@ def repeats_table(found: Found) -> Table | None:
     columns = ("method", "labels", "seed", "in: acc", "conf-ECE", "NLL", "out: acc", "conf-ECE",
                "NLL")  # fmt: skip
     return Table(columns, tuple(rows), title="Seeds and label budgets")
+
+
+def plot_budgets(found: Found) -> Any:
+    """Draw accuracy, conf-ECE and NLL against the number of labels; None without several numbers.
+
+    Bars are 95 % intervals over questions; dashes: the model before, and a temperature fitted on
+    all labels.
+    """
+    from matplotlib.figure import Figure
+
+    several = [
+        m
+        for m in dict.fromkeys(u.method for u in found.repeats)
+        if len({u.labels for u in found.repeats if u.method == m}) > 2
+    ]
+    if not several:
+        return None
+    metrics = ("accuracy", "conf_ece", "nll")
+    with style():
+        figure = Figure(figsize=(8.6, 4.6), layout="constrained")
+        grid: Any = figure.subplots(2, 3, sharex=True)
+        for row, domain in zip(grid, DOMAINS, strict=True):
+            for k, method in enumerate(several):
+                units_of = sorted(
+                    (u for u in found.repeats if u.method == method and u.seed == SEED),
+                    key=lambda u: u.labels,
+                )
+                estimates = [_estimates(found.repeats[u], domain, metrics) for u in units_of]
+                for axes, metric in zip(row, metrics, strict=True):
+                    value = np.array([e[metric].value for e in estimates])
+                    ends = np.array([[e[metric].low, e[metric].high] for e in estimates]).T
+                    axes.errorbar(
+                        np.array([u.labels for u in units_of]) * 1.04 ** (k - 0.5), value,
+                        abs(ends - value), label=method, color=SERIES[1 + k][0],
+                        marker=SERIES[1 + k][1], markersize=4, linewidth=1.2,
+                    )  # fmt: skip
+            for name, dash in ((BEFORE, ":"), ("temperature", "--")):
+                flat = _estimates(found.tables[name], domain, metrics)
+                for axes, metric in zip(row, metrics, strict=True):
+                    axes.axhline(flat[metric].value, color=GREY, linestyle=dash, label=name)
+            for axes, metric in zip(row, metrics, strict=True):
+                axes.yaxis.set_major_formatter(lambda value, _: plain(value))
+                axes.set_xscale("log")
+                axes.set_xticks([100, 300, 1000, 3000], ["100", "300", "1,000", "3,000"])
+                axes.minorticks_off()
+                axes.set_title(f"{HEADINGS[metric]}, {domain}")
+        for axes in grid[1]:
+            axes.set_xlabel("labels")
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        return figure
+
+
+def _estimates(parts: dict[str, AnswerTable], domain: str, metrics: Sequence[str]) -> Any:
+    table = pools(parts)[domain]
+    return bootstrap_intervals(
+        table.probs(), table.labels, n_options=table.n_options, groups=table.groups,
+        metrics=metrics, seed=SEED,
+    )  # fmt: skip
 
 
 # -- the page -----------------------------------------------------------------------------------
@@ -328,7 +395,7 @@ def write_page(results: Path) -> None:
         "predictions: in one epoch each question is predicted before it is learnt, so they cost "
         "neither labels nor time. Not applicable to these models: base-KL temperature and DACA "
         "(the models before alignment are not to be had here), letter-prior debiasing for cloze. "
-        "*pride*, that debiasing, is fitted on 4 % of the test questions in all cyclic orders of "
+        "*pride*, that debiasing, is fitted on 2 % of the test questions in all cyclic orders of "
         "their options, without their labels; *pride + temperature* then fits a temperature on the "
         "training questions.",
         "",
@@ -357,5 +424,8 @@ def _section(found: Found, results: Path) -> str:
         lines += [change_table(against, domain).to_markdown() for domain in DOMAINS]
     more = (sets_table(found), repeats_table(found), elsewhere(found, results), cost_rows(found))
     lines += [table.to_markdown() for table in more if table is not None]
+    if (budgets := plot_budgets(found)) is not None:
+        save_figure(budgets, results / f"protocol-{setup.name}-labels", formats=("png",))
+        lines += [f"![{BUDGETS}](protocol-{setup.name}-labels.png)", "", f"*{BUDGETS}*", ""]
     lines += [f"- {note}" for note in found.notes]
     return "\n".join(lines)

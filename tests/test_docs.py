@@ -3,7 +3,7 @@
 Python blocks of a page run in order, in a folder where the files they name lie ready. Commands are
 read by the command line itself (an option that is gone is an error), and in the slow run carried
 out, on a tiny model. A block that cannot be run here says why, in a comment above it:
-``<!-- not run: reason -->``.
+``<!-- not run: reason -->``. Code stands between fences: nobody would look at an indented block.
 """
 
 import json
@@ -25,7 +25,7 @@ from helpers import make_model, make_questions
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = {"", "sh", "python", "json", "csv", "yaml"}
+LANGUAGES = {"", "sh", "python", "json", "csv", "yaml", "text"}
 FENCE = re.compile(
     r"(?:^<!-- not run: (?P<reason>[^>]+) -->\n)?"
     r"^```(?P<language>[^\n`]*)\n(?P<code>.*?)^```$",
@@ -45,14 +45,17 @@ class Block:
     reason: str | None
 
     @property
+    def lines(self):
+        """Words of the shell's lines, continued lines joined, comments left out."""
+        if self.language not in ("", "sh"):
+            return []
+        joined = self.code.replace("\\\n", " ").splitlines()
+        return [words for line in joined if (words := shlex.split(line, comments=True))]
+
+    @property
     def commands(self):
-        """Lines that call calibrant, continued lines joined, comments left out."""
-        joined = self.code.replace("\\\n", " ")
-        return [
-            shlex.split(line, comments=True)
-            for line in joined.splitlines()
-            if line.startswith("calibrant ") and self.language in ("", "sh")
-        ]
+        """Those that call calibrant."""
+        return [words for words in self.lines if words[0] == "calibrant"]
 
 
 def blocks(page):
@@ -69,6 +72,19 @@ def blocks(page):
     ]
 
 
+def indented(page):
+    """Lines that begin a block of code by four spaces, outside of fences, lists and admonitions."""
+    text = FENCE.sub(lambda found: "\n" * found[0].count("\n"), page.read_text())
+    found, plain, empty = [], True, True
+    for number, line in enumerate(text.splitlines(), 1):
+        if plain and empty and re.match(r" {4,}\S|\t\s*\S", line):
+            found.append(number)
+        if re.match(r"\S", line):  # what is indented after this belongs to it, or is code
+            plain = not re.match(r"[-*+] |\d+\. |!!! ", line)
+        empty = not line.strip()
+    return found
+
+
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 WITH_PYTHON = [p for p in PAGES if any(b.language == "python" for b in blocks(p))]
 WITH_COMMANDS = [p for p in PAGES if any(b.commands and not b.reason for b in blocks(p))]
@@ -81,6 +97,19 @@ def name(page):
 def test_blocks_are_of_languages_that_are_looked_at():
     odd = [f"{name(b.page)}:{b.line}: {b.language}" for b in BLOCKS if b.language not in LANGUAGES]
     assert not odd
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_lines_of_the_shell_are_run_or_say_why_not(page):
+    """All that the tests run are commands of calibrant."""
+    for block in blocks(page):
+        for words in [] if block.reason else block.lines:
+            assert words[0] == "calibrant", f"{name(page)}:{block.line}: {' '.join(words)}"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name != "results"], ids=name)
+def test_code_stands_between_fences(page):
+    assert indented(page) == []
 
 
 def test_few_blocks_are_not_run():
@@ -198,6 +227,9 @@ def workshop(tmp_path_factory, tokenizer):
     names = ("train", "test", "before", "after", "answers")
     for file in names:
         tables[file if file in tables else "test"].save(folder / f"{file}.parquet")
+    for stage in ("base", "sft", "dpo", "a", "b", "c"):
+        (folder / "runs" / stage).mkdir(parents=True)
+        tables["test"].save(folder / "runs" / stage / "answers.parquet")
     run_folder = folder / "runs" / "restore"
     for method in ("before", "temperature", "cft"):
         (run_folder / method / "answers").mkdir(parents=True)
@@ -274,3 +306,19 @@ def test_the_checks_see_what_is_wrong(tmp_path):
         test_commands_are_understood(page)
     with pytest.raises(json.JSONDecodeError):
         test_data_blocks_are_valid(page)
+
+
+def test_what_nobody_would_run_is_seen(tmp_path, monkeypatch):
+    """Unmarked lines of other programs, and code without fences; not lists and notes."""
+    monkeypatch.setattr("test_docs.ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("```sh\ncalibrant plan  # how many\nmake \\\n    test\n```\n")
+    with pytest.raises(AssertionError, match=r"page\.md:1: make test"):
+        test_lines_of_the_shell_are_run_or_say_why_not(page)
+    page.write_text("<!-- not run: long -->\n```sh\nmake test\n```\n```python\nx = 1\n```\n")
+    test_lines_of_the_shell_are_run_or_say_why_not(page)
+    page.write_text(
+        "    first\n\nText\n    goes on\n\n1. list\n\n    of it\n\n!!! note\n    text\n\n    more\n"
+        "\n```python\nif 1:\n\n    x = 1\n```\n\nText\n\n    code\n    more\n\n\tcode\n"
+    )
+    assert indented(page) == [1, 23, 26]

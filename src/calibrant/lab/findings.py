@@ -198,7 +198,11 @@ def theory_table(story: Story) -> Table:
         tuple(rows),
         text_columns=(0, 1, 11),
         title="Theory, with the target known",
-        notes=("Z above 1.6: more right answers than the target allows (memorised questions).",),
+        notes=(
+            "Z above 1.6: more right answers than the target allows. On test questions that is "
+            "chance: 1 table in 20, several at once since the models share the questions. Far "
+            "above it, on training questions only: memorised.",
+        ),
     )  # fmt: skip
 
 
