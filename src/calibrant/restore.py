@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ class RestoreSettings:
     selection_fraction : share of the training questions that "auto" chooses on.
     reference_model : Hub id or folder of the model before alignment, for "base-kl" and "daca".
     train_limit : training questions in all, a seeded random sample over the pooled sources, an
-        equal share of each. limit : questions of each test source, likewise.
+        equal share of each, or as near to it as short ones allow. limit : questions of each test
+        source, likewise.
     overlap : "drop" training questions that occur in a test set, "error", or "keep" them.
     skip_invalid : leave out bad rows instead of stopping at the first.
     choices : label words that all questions share, for files of texts and labels.
@@ -243,6 +244,8 @@ def restore(
             "expected a script with a CalibrationTrainer for those (docs/scaling.md)"
         )
     train, tests, domains, notes = load_data(settings)
+    _check_training(settings, output_dir)
+    reference = weights_of(settings.reference_model) if settings.reference_model else {}
     config = {
         "command": "restore",
         "settings": settings.to_dict(),
@@ -252,6 +255,7 @@ def restore(
         },
         "versions": versions(),
         **weights_of(settings.model),
+        **{f"reference_{name}": value for name, value in reference.items()},
     }
     folder = open_run(output_dir, config)
     result = Restoration(folder, settings, domains | {TRAIN: "train"}, notes=notes)
@@ -293,13 +297,26 @@ def restore(
             if method != BEFORE:
                 result.verdicts[method] = judged
             result.costs[method] = work.cost(method)
-            if result.costs[method].get("unharmed_evaluations") == 0:
+            if result.costs[method].get("found_unharmed") == 0:
                 result.notes.append(
                     f"{method}: early stopping found no evaluation that was neither harmed nor "
                     "gamed; the last weights were kept"
                 )
     write_json(folder / "report.json", result.to_dict())
     return result
+
+
+def _check_training(settings: RestoreSettings, output_dir: str) -> None:
+    """Refuse settings that no training could begin with, by every method that may be trained."""
+    methods = [m for m in settings.methods if m in FINE_TUNING]
+    if AUTO in settings.methods and settings.fine_tune != "never":
+        methods += FINE_TUNED
+    if not methods:
+        return
+    from calibrant.training.tuning import training_arguments
+
+    for method in methods:
+        training_arguments(settings, method, output_dir, on_cpu=True)
 
 
 def load_data(
@@ -315,8 +332,23 @@ def load_data(
     Raises
     ------
     InputError
-        On bad input, two sets of one name, or overlap where that is an error.
+        On bad input, two sets of one name, overlap where that is an error, or no question left to
+        learn from.
     """
+    limit, n_sources = settings.train_limit, len(settings.train)
+    if limit is not None and limit < n_sources:
+        raise InputError(
+            f"--train-limit {limit} for {n_sources} --train sources, expected at least one "
+            "question of each"
+        )
+    short = [set_name(source) for source in settings.train]
+    for i, name in enumerate(short):  # questions are told apart by it
+        if name in short[:i]:
+            other = settings.train[short.index(name)]
+            raise InputError(
+                f"{settings.train[i]}: would be called {name!r}, but so would {other}; rename it, "
+                "or give a source once"
+            )
     notes: list[str] = []
     tests: dict[str, Questions] = {}
     domains: dict[str, str] = {}
@@ -342,9 +374,22 @@ def load_data(
         elif dropped:
             notes.append(f"{source}: {dropped} questions also occur in a test set and were kept")
         pools.append(kept if settings.overlap == "drop" else part)
-    if settings.train_limit is not None:
-        share, extra = divmod(settings.train_limit, len(pools))
-        pools = [pool.sample(share + (i < extra), settings.seed) for i, pool in enumerate(pools)]
+    if not any(pools):
+        taken = [
+            f"{source} with "
+            + ", ".join(name for name, test in tests.items() if drop_overlap(part, test)[1])
+            for source, part in zip(settings.train, parts, strict=True)
+        ]
+        raise InputError(
+            f"no training question is left: every one is also in a test set ({'; '.join(taken)}); "
+            "expected other questions to learn from"
+        )
+    if limit is not None:
+        shares = _shares([len(pool) for pool in pools], limit)
+        pools = [
+            pool.sample(n, settings.seed) if n else pool
+            for pool, n in zip(pools, shares, strict=True)
+        ]
     multiple = len(pools) > 1
     questions = [
         # Sources may use the same ids; the set's name keeps them apart.
@@ -353,6 +398,23 @@ def load_data(
         for q in pool
     ]
     return Questions(questions, name=" + ".join(settings.train)), tests, domains, notes
+
+
+def _shares(sizes: Sequence[int], limit: int) -> list[int]:
+    """Share out a limit evenly; what a source has too little of, the others give.
+
+    Examples
+    --------
+    >>> _shares([100, 100], 41), _shares([5, 0, 100], 40), _shares([2, 3], 40)
+    ([21, 20], [5, 0, 35], [2, 3])
+    """
+    shares = [0] * len(sizes)
+    while left := min(limit, sum(sizes)) - sum(shares):
+        short = [i for i, size in enumerate(sizes) if shares[i] < size]
+        share, extra = divmod(left, len(short))
+        for rank, i in enumerate(short):
+            shares[i] = min(sizes[i], shares[i] + share + (rank < extra))
+    return shares
 
 
 def _loaded(source: str, settings: RestoreSettings, notes: list[str], **how: Any) -> Questions:
@@ -421,6 +483,7 @@ class _Work:
 
     def before(self) -> dict[str, AnswerTable]:
         """Answer tables of the model as it came; calibrators need all training questions."""
+        forget_peak_memory()
         if not set(self.settings.methods) & {*POST_HOC, AUTO}:
             return self.score_all(BEFORE)
         pool = self._scored(BEFORE, TRAIN, self.train, None, None, path=self.pool)
@@ -476,6 +539,7 @@ class _Work:
         """Fit a calibrator on the whole training pool, and transform every table."""
         pool = AnswerTable.load(self.pool)
         reference = self._reference() if method in REFERENCED else None
+        forget_peak_memory()
         start = time.perf_counter()
         calibrator = POST_HOC[method]().fit(pool, reference)
         self.say(f"{method}: fitted on {calibrator.n_questions:,} questions")
@@ -500,6 +564,7 @@ class _Work:
             return AnswerTable.load(path)
         from calibrant.scoring.models import load_model
 
+        forget_peak_memory()
         s = self.settings
         self.say(f"loading {s.reference_model}")
         model, tokenizer = load_model(str(s.reference_model), dtype=s.dtype, device=s.device)
@@ -509,6 +574,7 @@ class _Work:
         """Train an adapter (or every weight), save it, and score every set with it."""
         tables = self._finished(method)
         if tables is None:
+            forget_peak_memory()
             model, tokenizer = self._trained_model(method, method, self.train)
             self._write_restored(method)
             tables = self.score_all(method, model, tokenizer)
@@ -596,6 +662,7 @@ class _Work:
         path = self.folder / step / "held-out.parquet"
         if path.exists():
             return AnswerTable.load(path)
+        forget_peak_memory()
         model, tokenizer = self._trained_model(step, method, rest)
         return self._scored(step, "held-out", held_out, model, tokenizer, path=path)
 
@@ -636,7 +703,10 @@ class _Work:
     # -- cost ---------------------------------------------------------------------------------
 
     def cost(self, method: str) -> dict[str, float]:
-        """Seconds, rates, labels and memory of a method's own steps."""
+        """Seconds, rates and labels of a method's own steps, and the peak memory during them.
+
+        Memory on a CPU is the whole process's, highest so far.
+        """
         path = self.folder / method / "cost.json"
         if not path.exists():
             return {}
@@ -720,7 +790,7 @@ def fine_tune(
     trainer.train(resume_from_checkpoint=last_whole(checkpoints) is not None)
     cost = clock.of(trainer).spent() | {"training_steps": trainer.state.global_step}
     if validation is not None:
-        cost["unharmed_evaluations"] = int(trainer.state.best_model_checkpoint is not None)
+        cost["found_unharmed"] = int(trainer.state.best_model_checkpoint is not None)
     # The whole folder appears at once: a half-written adapter is never taken for one.
     kind = "adapter" if s.lora_rank else "model"
     draft = target / f".{kind}"
@@ -766,8 +836,19 @@ def push(repository: str, files: Mapping[str, Path]) -> None:
         ) from error
 
 
+def forget_peak_memory() -> None:
+    """Begin to measure a GPU's peak memory anew; a process's cannot be."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory_gb() -> float:
-    """Return this process's peak memory so far in 10⁹ bytes: GPU if one is used, else resident."""
+    """Return this process's peak memory in 10⁹ bytes.
+
+    On the GPU if one is used, since `forget_peak_memory`; else resident, highest so far.
+    """
     import resource
 
     import torch

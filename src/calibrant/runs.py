@@ -61,6 +61,8 @@ _OF_MODEL = (
     "*.safetensors", "*.bin", "*.pt", "*.gguf", "config.json", "adapter_config.json",
     "tokenizer*", "*.jinja", "vocab*", "merges.txt",
 )  # fmt: skip
+# Hashes of `weights_of` in a run's configuration.
+_WHOSE_FILES = {"weights": "model", "reference_weights": "reference model"}
 _BLOCKS, _BLOCK = 64, 4096  # read of a file: of one that was trained on, any differs
 
 
@@ -148,9 +150,9 @@ def _first_difference(found: Any, wanted: dict[str, Any]) -> str:
     for key in [*wanted, *found]:
         if key == "versions" or found.get(key) == wanted.get(key):
             continue
-        if key == "weights":
+        if key in _WHOSE_FILES:
             if key in found and key in wanted:
-                return "the model's files have changed since"
+                return f"the {_WHOSE_FILES[key]}'s files have changed since"
             continue  # a run from before this was noted, or a model that is gone: nothing to ask
         old, new = found.get(key), wanted.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -5,8 +5,8 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from browser import start
-from pages import EVIL, evil_questions, evil_table, made_up, open_folder
+from browser import SIZES, start
+from pages import EVIL, evil_questions, evil_table, made_up, open_folder, restoration
 
 from calibrant.diagnosis.report import evaluate
 from calibrant.diagnosis.verdict import verdict
@@ -59,7 +59,7 @@ def test_a_browser_that_does_not_start_is_skipped_with_the_reason(tmp_path, monk
         start(tmp_path, tmp_path)
 
 
-@pytest.mark.parametrize("size", ["phone", "laptop"])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_loads_alone_and_fits_the_screen(browser, page, size, dark, tmp_path):
     browser.open(page, size, dark)
@@ -207,3 +207,31 @@ def test_it_prints_in_light_colours_without_controls(browser, plain, tmp_path):
     assert text.startswith(b"%PDF")
     assert 2 <= len(re.findall(rb"/Type\s*/Page\b", text)) <= 12
     assert io.BytesIO(text).getbuffer().nbytes > 20_000
+
+
+@pytest.mark.parametrize("methods", [4, 8])
+def test_nothing_is_cut_off_or_folded_in_print(browser, tmp_path, methods):
+    """All claims are on paper, and no table is wider than A4 within its margins."""
+    path = restoration(tmp_path, methods=methods, sets=3, n=120)
+    browser.open(path)
+    browser.command("Emulation.setDeviceMetricsOverride", width=718, height=1000,
+                    deviceScaleFactor=1, mobile=False)  # fmt: skip
+    browser.command("Emulation.setEmulatedMedia", media="print")
+    heights = browser.run(
+        "return [...document.querySelectorAll('.claim')].map(c => c.getBoundingClientRect().height)"
+    )
+    assert len(heights) == 3 * (methods - 1)
+    assert min(heights) > 20
+    wide = browser.run(
+        """return [...document.querySelectorAll('table')].filter(t => t.checkVisibility())
+             .map(t => t.getBoundingClientRect()).filter(r => r.right > innerWidth + 0.5)
+             .map(r => r.right)"""
+    )
+    assert wide == []
+    assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+    folded = "return document.querySelectorAll('details:not([open])').length"
+    before = browser.run(folded)
+    browser.command("Emulation.setEmulatedMedia", media="")
+    browser.pdf(tmp_path / "page.pdf")
+    assert before > 0
+    assert browser.run(folded) == before

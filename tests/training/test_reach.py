@@ -228,8 +228,8 @@ def test_a_restoration_says_that_no_evaluation_was_unharmed(world, tmp_path, cap
     assert note not in capsys.readouterr().out
     path = tmp_path / "run" / "cft" / "cost.json"
     cost = json.loads(path.read_text())
-    assert cost["unharmed_evaluations"] == 1
-    path.write_text(json.dumps(cost | {"unharmed_evaluations": 0}))
+    assert cost["found_unharmed"] == 1
+    path.write_text(json.dumps(cost | {"found_unharmed": 0}))
     assert run(arguments) == 0  # nothing is trained again
     assert note in capsys.readouterr().out
     assert any(note in n for n in json.loads((tmp_path / "run/report.json").read_text())["notes"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from calibrant.cli.options import (
     PLACE,
@@ -71,7 +72,7 @@ from calibrant.training import METHODS as FINE_TUNING
 @click.option(
     "--reference-model",
     type=PLACE,
-    help="The model before alignment, for base-kl and daca (no labels).",
+    help="The model before alignment, for base-kl, daca and all (no labels).",
 )
 @click.option("--train-limit", type=click.IntRange(2), help="Training questions in all, at random.")
 @click.option("--limit", type=click.IntRange(1), help="Questions of each test source, at random.")
@@ -183,6 +184,7 @@ def command(model: str, output_dir: str, **options: Any) -> dict[str, Any]:  # f
     calibrant restore MODEL --train train.jsonl --eval test.jsonl
     calibrant restore MODEL --train train.jsonl --eval test.jsonl --method temperature --method cft
     """
+    _refuse_idle(options)
     from rich.console import Console
 
     from calibrant.errors import printable
@@ -217,6 +219,33 @@ def command(model: str, output_dir: str, **options: Any) -> dict[str, Any]:  # f
         f"Written to {output_dir}: report.html, report.md, report.json, one folder per method"
     )
     return {**result.to_dict(), "output_dir": str(output_dir)}
+
+
+def _refuse_idle(options: dict[str, Any]) -> None:
+    """Raise `click.UsageError` for a flag that the methods asked for have no use for."""
+    methods = set(options["methods"])
+    auto, everything = "auto" in methods, "all" in methods
+    tuned = everything or bool(methods & set(FINE_TUNING))
+    tuned |= auto and options["fine_tune"] != "never"
+    compared = everything or bool(methods & set(REFERENCED))
+    fine_tuning = f"a --method that fine-tunes: {', '.join(FINE_TUNING)}"
+    needs = {
+        "fine_tune": (auto, "--method auto"),
+        "selection_fraction": (auto, "--method auto"),
+        "min_accuracy": (
+            auto and options["fine_tune"] == "auto",
+            "--method auto, --fine-tune auto",
+        ),
+        "reference_model": (compared, f"--method {' or '.join(REFERENCED)}"),
+        "early_stopping": (tuned, fine_tuning),
+        "best_by": (options["early_stopping"] is not None, "--early-stopping"),
+        "report_to": (tuned, fine_tuning),
+        "push_to_hub": (tuned or auto, fine_tuning),  # auto: refused with its reason elsewhere
+    }
+    ctx = click.get_current_context()
+    for name, (used, goes_with) in needs.items():
+        if not used and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with {goes_with}")
 
 
 # Settings that say how a model was trained; a calibrator has only the first of them.

@@ -58,6 +58,20 @@ for (const region of document.querySelectorAll(".wide")) {
   }
 }
 
+// What is folded is printed too, where the style sheet alone cannot show it.
+addEventListener("beforeprint", () => {
+  for (const one of document.querySelectorAll("details:not([open])")) {
+    one.dataset.folded = "";
+    one.open = true;
+  }
+});
+addEventListener("afterprint", () => {
+  for (const one of document.querySelectorAll("details[data-folded]")) {
+    delete one.dataset.folded;
+    one.open = false;
+  }
+});
+
 const root = document.documentElement;
 const toggle = document.createElement("button");
 function dark() {

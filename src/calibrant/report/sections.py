@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from calibrant.questions import Question
 
 _OPTIONS = 8  # of a class-wise figure: later letters are rare
+_ACROSS = 4  # methods side by side in a table of subjects
 _FIGURES = 12  # methods drawn of a set; tables have them all
 Texts = Mapping[str, "Question"]  # id -> question
 
@@ -88,14 +89,10 @@ def measured_sections(
     if plane:
         sections.append(plane_section(runs, tolerance, trained or {}, critical))
     by_subject = [
-        (subjects or {}).get(name)
-        or subject_table(
-            {m: one.answers for m, one in methods.items()},
-            title=name,
-            seed=int(_first(methods).report.settings.get("seed", 0)),
-        )
+        table
         for name, methods in runs.items()
         if len(set(_first(methods).answers.tasks)) > 1
+        for table in _subject_tables(name, methods, (subjects or {}).get(name))
     ]
     if by_subject:
         text = (
@@ -106,6 +103,27 @@ def measured_sections(
         sections.append(Section("Subjects", (text,), tables=tuple(by_subject)))
     sections.append(mistakes_section(runs, questions))
     return sections
+
+
+def _subject_tables(
+    name: str, methods: Mapping[str, Measured], made: Table | None
+) -> Iterator[Table]:
+    """Subjects of a set, a few methods a table: more are wider than a sheet of paper."""
+    if made is not None:
+        yield made
+        return
+    seed = int(_first(methods).report.settings.get("seed", 0))
+    names = list(methods)
+    for start in range(0, len(names), _ACROSS):
+        part = names[start : start + _ACROSS]
+        if len(part) == 1 and start:  # alone it would lack its name
+            part = [names[start - 1], *part]
+        title = name
+        if len(names) > _ACROSS:
+            title += f", methods {start + 1} to {start + len(names[start:][:_ACROSS])}"
+            title += f" of {len(names)}"
+        answers = {m: methods[m].answers for m in part}
+        yield subject_table(answers, title=title, seed=seed)
 
 
 def _alone(runs: Runs) -> bool:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
-from transformers.integrations import is_tensorboard_available, is_wandb_available
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from calibrant.errors import InputError
 from calibrant.prompts import PMI_IS_FOR_SCORING, Prompt
@@ -20,6 +21,9 @@ STRENGTHS = {"label-smoothing": 0.1, "entropy": 0.1, "focal": 2.0, "brier": 1.0,
 
 # Weight of the question's own tokens, where it is not 0.
 QUESTION_WEIGHTS = {"sft": 1.0, "rcft": 1.0, "rcft-released": 1.0, "tempered-cft": 1.0}
+
+# Where training can be logged, but transformers does not always list it as installed.
+_UNLISTED = ("azure_ml", "flyte")
 
 
 @dataclass
@@ -170,11 +174,11 @@ class CalibrationConfig(TrainingArguments):
             )
         self._check_selection()
         super().__post_init__()
-        for package, found in (
-            ("wandb", is_wandb_available),
-            ("tensorboard", is_tensorboard_available),
-        ):
-            if package in self.report_to and not found():
+        for package in self.report_to:
+            if package not in INTEGRATION_TO_CALLBACK:
+                known = ", ".join(INTEGRATION_TO_CALLBACK)
+                raise InputError(f"report_to {package!r}, expected of {known}")
+            if package not in (*get_available_reporting_integrations(), *_UNLISTED):
                 raise InputError(
                     f"report_to {package}: is not installed; install it with pip install {package}"
                 )

@@ -89,7 +89,7 @@ class PreferenceTrainer(OptionTrainer):
     Raises
     ------
     InputError
-        If a pair cannot be encoded, or none fits ``args.max_tokens``.
+        If there is no pair, one cannot be encoded, or none fits ``args.max_tokens``.
     """
 
     args: PreferenceConfig
@@ -105,6 +105,8 @@ class PreferenceTrainer(OptionTrainer):
     ) -> None:
         encoded = None
         if train_dataset is not None and processing_class is not None:
+            if not train_dataset:
+                raise InputError("train_dataset: holds no preference pair, expected at least one")
             encoded = encode_preferences(train_dataset, processing_class)
             if args.max_tokens is not None:
                 encoded = [q for q in encoded if q.longest <= args.max_tokens]

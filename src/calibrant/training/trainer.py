@@ -318,8 +318,8 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         distance = squared_distance(probs, target, option, fixed_target=False)
         count = g.counts(confidence)
         weight = torch.where((confidence < 1 - 1 / g.n_bins) & (count > 0), 1e-3 / count, 0.0)
-        # A sum over the batch: what follows divides by its size.
-        return weight * distance * self.args.train_batch_size
+        # A sum over the global batch: what follows divides by its size.
+        return weight * distance * self._batch_size()
 
     # -- the E-step ---------------------------------------------------------------------------
 
@@ -408,8 +408,12 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         return g
 
     def _steps_per_epoch(self) -> int:
-        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return math.ceil(len(self.train_dataset) / (per_step * self.args.world_size))
+        return math.ceil(len(self.train_dataset) / self._batch_size())
+
+    def _batch_size(self) -> int:
+        """Questions of an optimiser step, over all processes."""
+        args = self.args
+        return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
     # -- evaluation ---------------------------------------------------------------------------
 
