@@ -120,8 +120,8 @@ def _subject_tables(
             part = [names[start - 1], *part]
         title = name
         if len(names) > _ACROSS:
-            title += f", methods {start + 1} to {start + len(names[start:][:_ACROSS])}"
-            title += f" of {len(names)}"
+            last = min(start + _ACROSS, len(names))
+            title += f", methods {last - len(part) + 1} to {last} of {len(names)}"
         answers = {m: methods[m].answers for m in part}
         yield subject_table(answers, title=title, seed=seed)
 
