@@ -185,7 +185,7 @@ def test_a_gpus_peak_memory_is_measured_anew_for_each_method(world, tmp_path, mo
 
 def test_interrupted_in_training_restore_says_how_to_go_on_and_does(world, tmp_path):
     output = tmp_path / "run"
-    arguments = restore_arguments(world, output, "--method", "cft", "--epochs", "20")
+    arguments = restore_arguments(world, output, "--method", "cft", "--epochs", "8")
     child = subprocess.Popen(
         [sys.executable, "-m", "calibrant", *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -213,7 +213,7 @@ def test_interrupted_in_training_restore_says_how_to_go_on_and_does(world, tmp_p
 
     assert run(arguments) == 0
     cost = json.loads((output / "cft" / "cost.json").read_text())
-    assert cost["training_steps"] == 20 * 15
+    assert cost["training_steps"] == 8 * 15
     assert (output / "cft" / "adapter" / "adapter_model.safetensors").is_file()
     assert not (output / "cft" / "checkpoints").exists()
     assert (output / "report.md").is_file()

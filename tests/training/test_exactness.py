@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from _runs import RUNS, by_hand, trained
+from _runs import RUNS, by_hand, make, trained
 
 from calibrant.errors import InputError
 from calibrant.training import CalibrationConfig, CalibrationTrainer
@@ -40,6 +40,23 @@ def test_accumulation_gives_the_same_losses_and_weights(tokenizer, alone, name):
     found = trained(tokenizer, name, 1, 8)
     assert_same(found, alone(name))
     assert found["refreshes"] == alone(name)["refreshes"]
+
+
+def test_accumulation_does_not_change_the_released_regulariser(tokenizer):
+    """A ten-millionth of the loss, so that it is looked at alone."""
+    scores, option = torch.tensor([[1.0, 0.0], [0.2, 0.0]]), torch.ones(2, 2, dtype=torch.bool)
+    found = []
+    for micro in (8, 2):
+        trainer = make(
+            tokenizer,
+            method="rcft-released",
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=8 // micro,
+        )
+        trainer.e_step()
+        found.append(trainer._released_loss(scores, option))
+    assert found[0].max() > 0
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=0)
 
 
 @pytest.mark.slow

@@ -245,6 +245,8 @@ def test_long_pairs_are_left_out(tmp_path, tokenizer):
     assert len(trainer.train_dataset) >= 4
     with pytest.raises(InputError, match="no preference pair fits into 2 tokens"):
         make_trainer(tmp_path, tokenizer, pairs, max_tokens=2)
+    with pytest.raises(InputError, match="train_dataset: holds no preference pair, expected at"):
+        make_trainer(tmp_path, tokenizer, [])
 
 
 @pytest.mark.parametrize(
