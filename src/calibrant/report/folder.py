@@ -259,7 +259,7 @@ def _without_notes(table: Table) -> Table:
 def cost_table(costs: Mapping[str, Mapping[str, float]]) -> Table:
     """Show what each method cost: labels, seconds, rates and peak memory.
 
-    ``peak memory`` is the highest so far: of the method on a GPU, of the whole process on a CPU, in 10⁹ bytes.
+    ``peak memory`` is the whole process's highest so far, in 10⁹ bytes.
     """
     rows = []
     for method, cost in costs.items():
