@@ -158,6 +158,15 @@ def write_questions(path, questions):
     return str(path)
 
 
+def train_further(model):
+    """Change the weights in a model's folder, as more training there would."""
+    from safetensors.torch import load_file, save_file
+
+    file = model / "model.safetensors"
+    weights = {name: 1.01 * weight for name, weight in load_file(file).items()}
+    save_file(weights, file, {"format": "pt"})
+
+
 def restore_arguments(world, output, *more):
     return [
         "restore", world["model"], "--train", world["train"], "--eval", world["test"],

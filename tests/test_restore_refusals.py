@@ -15,7 +15,7 @@ import torch
 from calibrant.cli import run
 from calibrant.errors import InputError
 from calibrant.restore import RestoreSettings, load_data
-from helpers import make_questions, restore_arguments, write_questions
+from helpers import make_questions, restore_arguments, train_further, write_questions
 
 
 @pytest.fixture
@@ -139,17 +139,12 @@ def test_two_training_sources_of_one_name_are_explained(tmp_path):
 
 
 def test_a_reference_model_replaced_in_place_is_noticed(world, tmp_path, capsys):
-    from safetensors.torch import load_file, save_file
-
     base, output = tmp_path / "base", tmp_path / "run"
     shutil.copytree(world["model"], base)
     arguments = restore_arguments(world, output, "--method", "daca", "--reference-model", str(base))
     assert run(arguments) == 0
     assert run(arguments) == 0
-    weights = load_file(base / "model.safetensors")
-    save_file(
-        {k: 1.01 * v for k, v in weights.items()}, base / "model.safetensors", {"format": "pt"}
-    )
+    train_further(base)
     capsys.readouterr()
     assert run(arguments) == 1
     assert "(the reference model's files have changed since)" in capsys.readouterr().err

@@ -44,5 +44,16 @@ def printable(text: str) -> str:
     )
 
 
+def reason(error: BaseException) -> str:
+    """Give what another package's error says, on one line of at most 300 characters.
+
+    Examples
+    --------
+    >>> reason(OSError("no route\\nto host"))
+    'no route to host'
+    """
+    return " ".join(str(error).split())[:300]
+
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100

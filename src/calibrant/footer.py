@@ -12,6 +12,7 @@ import struct
 from typing import Any, NamedTuple
 
 _TAIL = 8  # length of the footer, and the magic
+_BITS = 64  # of the largest number
 # Field numbers of parquet.thrift.
 _ROW_GROUPS, _COLUMNS, _META = 4, 1, 3
 _VALUES, _SIZE, _STATISTICS = 5, 6, 16
@@ -39,7 +40,9 @@ def chunks(path: str | os.PathLike[str]) -> list[list[Chunk]]:
 
     Raises
     ------
-    LookupError, ValueError, RecursionError
+    OSError
+        If the file cannot be read.
+    ValueError
         If the footer is not what the format says.
     """
     with open(path, "rb") as file:
@@ -49,8 +52,12 @@ def chunks(path: str | os.PathLike[str]) -> list[list[Chunk]]:
         if length > end:
             raise ValueError("the footer is longer than the file")
         file.seek(end - length)
-        meta = _Compact(file.read(length)).fields()
-    return [[_chunk(column) for column in group[_COLUMNS]] for group in meta[_ROW_GROUPS]]
+        footer = file.read(length)
+    try:
+        groups = _Compact(footer).fields()[_ROW_GROUPS]
+        return [[_chunk(column) for column in group[_COLUMNS]] for group in groups]
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"the footer is not what the format says: {error!r}") from error
 
 
 def _chunk(column: Any) -> Chunk:
@@ -76,11 +83,13 @@ class _Compact:
         return self.data[self.at - 1]
 
     def unsigned(self) -> int:
-        number = shift = 0
-        while (byte := self.byte()) & 0x80:
+        number = 0
+        for shift in range(0, _BITS, 7):
+            byte = self.byte()
             number |= (byte & 0x7F) << shift
-            shift += 7
-        return number | byte << shift
+            if byte < 0x80:
+                return number
+        raise ValueError("the footer holds a number of more than 64 bits")
 
     def signed(self) -> int:
         number = self.unsigned()

@@ -25,7 +25,7 @@ from calibrant.choice import (
 )
 from calibrant.diagnosis.report import CalibrationReport, evaluate
 from calibrant.diagnosis.verdict import Verdict, verdict
-from calibrant.errors import InputError
+from calibrant.errors import InputError, reason
 from calibrant.files import read_json, write_json
 from calibrant.posthoc import LABELLED, REFERENCED, NoOptimumError
 from calibrant.posthoc import load as load_calibrator
@@ -831,8 +831,7 @@ def push(repository: str, files: Mapping[str, Path]) -> None:
     except Exception as error:  # of the hub's client, the network below it, the account
         raise InputError(
             f"push_to_hub: {', '.join(sorted(files))} could not be uploaded to {repository}: "
-            f"{' '.join(str(error).split())[:300]}; nothing is lost here, give the same command "
-            "again"
+            f"{reason(error)}; nothing is lost here, give the same command again"
         ) from error
 
 

@@ -72,8 +72,12 @@ def weights_of(model: str) -> dict[str, str]:
     The hash is of a few blocks of every file that counts, an adapter's base model with them; {} for
     what is no folder here, a Hub id say.
     """
-    folder = Path(model)
-    files = sorted({f for kind in _OF_MODEL for f in folder.glob(kind) if f.is_file()})
+    adapter, bases = Path(model) / "adapter_config.json", []
+    if adapter.is_file():
+        config = read_json(adapter)
+        base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+        bases += [base] if isinstance(base, str) else []
+    files = [path for folder in (model, *bases) for path in _files_of(Path(folder))]
     if not files:
         return {}
     digest = hashlib.sha256()
@@ -85,13 +89,11 @@ def weights_of(model: str) -> dict[str, str]:
             for start in range(0, size, step):
                 file.seek(start)
                 digest.update(file.read(_BLOCK))
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        config = read_json(adapter)
-        base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-        if isinstance(base, str) and base != model:
-            digest.update(json.dumps(weights_of(base)).encode())
     return {"weights": digest.hexdigest()[:16]}
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return sorted({f for kind in _OF_MODEL for f in folder.glob(kind) if f.is_file()})
 
 
 def open_run(folder: str | os.PathLike[str], config: dict[str, Any]) -> Path:
@@ -260,7 +262,7 @@ def one_table(path: str | os.PathLike[str], tables: Mapping[str, AnswerTable]) -
 
 def holds_answers(source: str) -> bool:
     """Whether this is a file or a folder that `read_answers` reads, rather than a model."""
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file() or (path / "answers.parquet").is_file() or (path / "answers").is_dir():
         return True
     return next(path.rglob("samples_*.jsonl"), None) is not None

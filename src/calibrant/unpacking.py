@@ -184,10 +184,7 @@ class Parquet:
             yield
         except (InputError, FileNotFoundError):
             raise
-        except (
-            pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError,
-            AttributeError, RecursionError,
-        ) as error:  # fmt: skip
+        except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
             raise InputError(f"{self.path}: cannot be read as Parquet: {error}") from error
 
 

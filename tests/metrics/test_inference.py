@@ -546,6 +546,15 @@ def test_the_upper_bound_holds_where_a_model_is_sure_and_rarely_wrong(c, n):
             assert chance @ (uppers >= abs(share - (1 - c))) > 0.945, share
 
 
+def test_the_numbers_of_the_statistics_page_for_sure_models():
+    """300 right answers at confidence .999 and .99, in docs/statistics.md."""
+    at_most = {c: bootstrap_interval([[c, 1 - c]] * 300, [0] * 300).upper for c in (0.999, 0.99)}
+    exact = 1 - 0.05 ** (1 / 300)  # Clopper-Pearson's limit for no surprise in 300
+    assert at_most[0.999] == pytest.approx(exact - 0.001, abs=2e-4)
+    assert round(at_most[0.999], 3) == 0.009
+    assert round(at_most[0.99], 3) == 0.012
+
+
 def test_answers_do_not_differ_from_themselves():
     for c in (0.5, 0.9, 0.99):
         p, y = [[c, 1 - c]] * 60, [0] * 50 + [1] * 10

@@ -57,6 +57,7 @@ def command(
     """
     from rich.console import Console
 
+    from calibrant.cli.evaluate import _read
     from calibrant.diagnosis.collapse import collapse
     from calibrant.report.collapse import (
         collapse_content,
@@ -69,20 +70,22 @@ def command(
     from calibrant.scoring.processes import ALONE, Processes
 
     sources = (base, *aligned)
-    if asked["questions"] is None and (models := [s for s in sources if not holds_answers(s)]):
+    models = [source for source in sources if not holds_answers(source)]
+    if models and asked["questions"] is None:
         raise click.UsageError(
             f"{models[0]}: holds no answers; to ask it as a model, give --questions"
         )
     names = _names(sources)
     settings = {"base": base, "aligned": list(aligned), "seed": seed, **_plain(asked)}
     config = {"command": "collapse", "settings": settings, "versions": versions()}
-    asking = not all(map(holds_answers, sources))
-    folder, processes = Path(output_dir), Processes.join() if asking else ALONE
+    folder, processes = Path(output_dir), Processes.join() if models else ALONE
     if processes.rank == 0:
         open_run(folder, config)
     with nothing_left_of_a_failure(folder):
         tables = {
-            name: _answers(source, folder / STAGES / _slug(name), seed, processes, asked)
+            name: _asked(source, folder / STAGES / _slug(name), seed, processes, asked)
+            if source in models
+            else _in_every_order(Path(source), _read((source,), "acc")[0])
             for name, source in zip(names, sources, strict=True)
         }
         if processes.rank > 0:
@@ -135,13 +138,10 @@ def _plain(asked: dict[str, Any]) -> dict[str, Any]:
     return {**plain, "prompt": asked["prompt"].to_json()}
 
 
-def _answers(source: str, folder: Path, seed: int, processes: Any, asked: dict[str, Any]) -> Any:
-    """Answers of one stage: read where they are, or asked for now."""
-    from calibrant.cli.evaluate import _ask, _read
-    from calibrant.runs import holds_answers
+def _asked(source: str, folder: Path, seed: int, processes: Any, asked: dict[str, Any]) -> Any:
+    """Answers of a model, asked for now unless they are in the folder."""
+    from calibrant.cli.evaluate import _ask
 
-    if holds_answers(source):
-        return _in_every_order(Path(source), _read((source,), "acc")[0])
     if processes.rank == 0:
         note(f"scoring {source}")
     return _in_every_order(folder, _ask(str(folder), seed, processes, model=source, **asked)[0])

@@ -17,7 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
-from calibrant.errors import InputError, NonFiniteLossError
+from calibrant.errors import InputError, NonFiniteLossError, reason
 from calibrant.scoring.local import out_of_memory
 from calibrant.training.adapters import check_whole, plain_names
 from calibrant.training.checkpoints import (
@@ -104,7 +104,7 @@ class FaultTolerantTrainer(Trainer):
         except Exception as error:  # of the hub's client, the network below it, the account
             raise InputError(
                 f"push_to_hub: {self.args.hub_model_id or self.args.output_dir} cannot be made on "
-                f"the hub: {_reason(error)}; expected a network and a token (hf auth login), or "
+                f"the hub: {reason(error)}; expected a network and a token (hf auth login), or "
                 "no push_to_hub"
             ) from error
 
@@ -165,7 +165,7 @@ class FaultTolerantTrainer(Trainer):
             # torch and safetensors have their own names for what the system refused.
             shutil.rmtree(folder / DRAFT, ignore_errors=True)
             raise InputError(
-                f"{final}: the checkpoint cannot be written: {_reason(error)}. {self._kept()}"
+                f"{final}: the checkpoint cannot be written: {reason(error)}. {self._kept()}"
             ) from error
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
@@ -310,7 +310,3 @@ class FaultTolerantTrainer(Trainer):
     def _pieces(self) -> Pieces:
         # Looked up each time: resuming from a checkpoint replaces the callback.
         return next(c for c in self.callback_handler.callbacks if isinstance(c, Pieces))
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
