@@ -40,11 +40,28 @@ SHARES = {"openbookqa/train": 2, "medmcqa/train_partial": 1, "mmlu/dev+val": 3}
 BEST = ("tempered-cft", "cft", "brier", "rcft")  # with three seeds
 OTHERS = ("label-smoothing", "sft", "focal", "entropy", "cogcalib", "rcft-released")
 # "tempered-cft" is here without the question's own tokens, QUESTIONS is what restore runs.
-QUESTIONS, RCFT_10 = "tempered-cft-questions", "rcft-lambda-10"
+QUESTIONS = "tempered-cft-questions"
+RCFT_SFT1 = "rcft-without-questions"
+ECE_ALONE = "ece-alone"  # the regulariser without a loss that knows the answers
+RCFT_PARTS: dict[str, dict[str, Any]] = {  # of CalibrationConfig, where not the default
+    "lambda-3": {"ece_weight": 3.0},
+    "lambda-10": {"ece_weight": 10.0},
+    "r-0": {"e_steps_per_epoch": 0},
+    "r-1": {"e_steps_per_epoch": 1},
+    "m-0": {"e_step_shrinkage": 0.0},
+    "m-50": {"e_step_shrinkage": 50.0},
+    "share-05": {"calibration_fraction": 0.05},
+    "share-40": {"calibration_fraction": 0.4},
+    "in-sample": {"e_step_data": "training"},
+    "tanh": {"target": "tanh"},
+    "sft1": {"question_weight": 0.0},
+    ECE_ALONE: {"question_weight": 0.0},
+}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # method and settings, where not the default
     "tempered-cft": ("tempered-cft", {"question_weight": 0.0}),
     QUESTIONS: ("tempered-cft", {}),
-    RCFT_10: ("rcft", {"ece_weight": 10.0}),
+    RCFT_SFT1: ("rcft", {"question_weight": 0.0}),
+    **{name: ("rcft", changes) for name, changes in RCFT_PARTS.items()},
 }
 PAIR_TOKENS = 384  # preference pairs whose prompt with its longer answer takes more are left out
 
@@ -57,6 +74,7 @@ class Setup:
     ----------
     labels : training questions of the full budget. test : questions of each test set, at most.
     pairs : preference pairs scored after each method. batch : questions of a training step.
+    beside : the setup whose units its own are compared with, where not its own.
     """
 
     name: str
@@ -67,6 +85,7 @@ class Setup:
     test: int
     pairs: int
     batch: int = 8
+    beside: str = ""
 
 
 SETUPS = {
@@ -76,6 +95,8 @@ SETUPS = {
               3000, 2000, 100),
         Setup("smollm2-all", "SmolLM2-135M-Instruct, cloze, batches of 32, every test question",
               "smollm2-135m-instruct", "cloze", 3000, 10**6, 0, batch=32),
+        Setup("smollm2-rcft", "SmolLM2-135M-Instruct, cloze: RCFT, one setting changed at a time",
+              "smollm2-135m-instruct", "cloze", 3000, 2000, 100, beside="smollm2"),
         Setup("qwen-0.5b", "Qwen2.5-Coder-0.5B-Instruct, letter", "qwen2.5-coder-0.5b-instruct",
               "letter", 3000, 500, 0),
         Setup("qwen-0.5b-chat", "Qwen2.5-Coder-0.5B-Instruct, chat-letter",
@@ -110,14 +131,16 @@ def units() -> Iterator[Unit]:
         yield Unit("smollm2", method, 3000)
     yield Unit("qwen-0.5b", BEFORE, 3000)
     yield Unit("qwen-0.5b-chat", BEFORE, 3000)
-    for method in ("cft", "rcft", "brier", "tempered-cft"):
+    for method in ("cft", "rcft", "brier", "tempered-cft", "sft", RCFT_SFT1):
         yield Unit("qwen-0.5b", method, 3000)
     for seed in (1, 2):
         yield from (Unit("smollm2", method, 3000, seed) for method in BEST)
     for method in ("tempered-cft", "cft"):
         yield from (Unit("smollm2", method, labels) for labels in (1000, 300, 100))
-    yield Unit("smollm2", QUESTIONS, 1000)
-    yield Unit("smollm2", RCFT_10, 3000)
+    for labels in (1000, 3000):
+        yield Unit("smollm2", QUESTIONS, labels)
+    for part in RCFT_PARTS:
+        yield Unit("smollm2-rcft", part, 3000)
     for method in (BEFORE, "cft", "rcft", "tempered-cft"):
         yield Unit("smollm2-all", method, 3000)
     yield Unit("qwen-1.5b", BEFORE, 3000)
@@ -230,20 +253,19 @@ class Work:
         setup, work = SETUPS[unit.setup], self.runs / unit.name
         model, tokenizer = load_model(str(self.models / setup.model), dtype="float32")
         rows = estimation_sample([len(q.choices) for q in everything], PRIDE_SHARE, SEED)
-        cpu, wall = time.process_time(), time.monotonic()
+        partial = work / "pride.partial"
+        fresh, cpu, wall = not partial.exists(), time.process_time(), time.monotonic()
         answers = in_every_order(
-            lambda asked: score(
-                model, tokenizer, asked, prompt=setup.prompt, partial=work / "pride.partial"
-            ),
+            lambda asked: score(model, tokenizer, asked, prompt=setup.prompt, partial=partial),
             everything.select(rows), "cyclic", SEED,
         )  # fmt: skip
         PriDe().fit(answers).save(kept / "pride.json")
-        cost = {
-            "labels": 0,
-            "training_seconds": time.monotonic() - wall,
-            "training_cpu_seconds": time.process_time() - cpu,
-            "peak_memory_gb": peak_memory_gb(),
-        }
+        cost = {"labels": 0, "peak_memory_gb": peak_memory_gb()}
+        if fresh:  # else it is not known what the interrupted run took
+            cost |= {
+                "training_seconds": time.monotonic() - wall,
+                "training_cpu_seconds": time.process_time() - cpu,
+            }
         content = {
             "method": PRIDE,
             "labels": 0,
@@ -269,9 +291,9 @@ class Work:
             settings = RestoreSettings(
                 model=setup.model, train=("-",), evaluate=("-",), methods=(method,),
                 prompt=setup.prompt, seed=unit.seed, batch_size=setup.batch,
-                **changes,
             )  # fmt: skip
-            recorder = recording_trainer(work / "online.jsonl")
+            alone = unit.method == ECE_ALONE
+            recorder = recording_trainer(work / "online.jsonl", changes, ece_alone=alone)
             _, cost = fine_tune(
                 model, tokenizer, train, method, settings, work, trainer_class=recorder
             )
@@ -334,15 +356,24 @@ def device_name(model: Any) -> str:
     return torch.cuda.get_device_name() if kind == "cuda" else kind
 
 
-def recording_trainer(file: Path) -> type:
+def recording_trainer(file: Path, changes: dict[str, Any], *, ece_alone: bool = False) -> type:
     """Build a trainer that notes each training question's scores as it is met.
 
     In the first epoch a question is predicted before it is learnt, so these are the predictions of
     a model that has not seen it: labels for a calibrator that cost nothing.
+
+    Parameters
+    ----------
+    changes : settings of `CalibrationConfig` that the trainer gets in place of its own.
     """
+    from rcft import EceAlone
+
     from calibrant.training import CalibrationTrainer
 
-    class Recording(CalibrationTrainer):
+    class Recording(EceAlone if ece_alone else CalibrationTrainer):  # type: ignore[misc]
+        def __init__(self, *, args: Any, **others: Any) -> None:
+            super().__init__(args=replace(args, **changes), **others)
+
         def question_losses(self, scores: Any, inputs: dict[str, Any]) -> Any:
             rows = zip(inputs["ids"], scores.detach().cpu().tolist(), strict=True)
             with file.open("a", encoding="utf-8") as log:

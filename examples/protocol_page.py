@@ -27,6 +27,7 @@ BUDGETS = (
     "bars: 95 % over questions; dotted: before, dashed: a temperature fitted on 3,000 labels"
 )
 DOMAINS = {"in domain": IN, "out of domain": OUT}
+BESIDE = "rcft"  # whose settings a setup beside another changes
 
 
 @dataclass
@@ -88,6 +89,9 @@ def read(setup: Setup, results: Path) -> Found | None:
     """Everything there is of a setup; None without the model's own answers."""
     folder = results / "protocol"
     mine = [u for u in units() if u.setup == setup.name]
+    if setup.beside:
+        shared = (BEFORE, BESIDE)
+        mine = [Unit(setup.beside, m, setup.labels, SEED) for m in shared] + mine
     kept = {
         u: json.loads((folder / u.name / "unit.json").read_text(encoding="utf-8"))
         for u in mine
@@ -99,7 +103,7 @@ def read(setup: Setup, results: Path) -> Found | None:
     pool = read_whole(folder / start.name / "train.parquet")
     tests = read_whole(folder / start.name / "tests.parquet")
     found = Found(setup, {BEFORE: by_set(tests)}, kept)
-    for name, kind in LABELLED.items():
+    for name, kind in () if setup.beside else LABELLED.items():
         begin = time.process_time()
         try:
             calibrator = kind().fit(pool)
@@ -131,7 +135,7 @@ def read(setup: Setup, results: Path) -> Found | None:
         found.repeats[u] = by_set(table)
         if u.labels == setup.labels and u.seed == SEED:
             found.tables[u.method] = found.repeats[u]
-            if fitted.exists():
+            if fitted.exists() or setup.beside:
                 continue
             if (tempered := with_online_temperature(pool, folder / u.name, table)) is not None:
                 found.tables[f"{u.method} + T"] = by_set(tempered)
@@ -230,7 +234,7 @@ def cost_rows(found: Found) -> Table:
         ("run", "on", "labels", "fit, s", "tokens scored a second", "peak GB"), tuple(rows),
         title="Cost",
         notes=(
-            "On a CPU: processor seconds of one thread. On the GPU: by the clock, while about "
+            "On a CPU: processor seconds of one thread. On the GPU: by the clock, while up to "
             "twelve of these units took turns on it; none was timed alone.",
         ),
     )  # fmt: skip
@@ -418,9 +422,10 @@ def _section(found: Found, results: Path) -> str:
     save_figure(figure, results / f"protocol-{setup.name}", formats=("png",))
     lines += [f"![changes from before]({f'protocol-{setup.name}.png'})", ""]
     lines.append(removed(found, compared).to_markdown())
-    others = {run: t for run, t in tables.items() if run not in LABELLED}
-    if "temperature" in tables and others:
-        against = compare(tables["temperature"], others, name="temperature", seed=SEED)
+    rival = BESIDE if setup.beside else "temperature"
+    others = {run: t for run, t in tables.items() if run not in (*LABELLED, rival)}
+    if rival in tables and others:
+        against = compare(tables[rival], others, name=rival, seed=SEED)
         lines += [change_table(against, domain).to_markdown() for domain in DOMAINS]
     more = (sets_table(found), repeats_table(found), elsewhere(found, results), cost_rows(found))
     lines += [table.to_markdown() for table in more if table is not None]
