@@ -43,7 +43,9 @@ OTHERS = ("label-smoothing", "sft", "focal", "entropy", "cogcalib", "rcft-releas
 QUESTIONS = "tempered-cft-questions"
 RCFT_SFT1 = "rcft-without-questions"
 ECE_ALONE = "ece-alone"  # the regulariser without a loss that knows the answers
-RCFT_PARTS: dict[str, dict[str, Any]] = {  # of CalibrationConfig, where not the default
+SET_ASIDE = {"calibration_fraction": 0.2}  # rcft as it was when most units ran
+RCFT_PARTS: dict[str, dict[str, Any]] = {  # of CalibrationConfig, one change at a time
+    "all-labels": {"calibration_fraction": None},
     "lambda-3": {"ece_weight": 3.0},
     "lambda-10": {"ece_weight": 10.0},
     "r-0": {"e_steps_per_epoch": 0},
@@ -60,8 +62,9 @@ RCFT_PARTS: dict[str, dict[str, Any]] = {  # of CalibrationConfig, where not the
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # method and settings, where not the default
     "tempered-cft": ("tempered-cft", {"question_weight": 0.0}),
     QUESTIONS: ("tempered-cft", {}),
-    RCFT_SFT1: ("rcft", {"question_weight": 0.0}),
-    **{name: ("rcft", changes) for name, changes in RCFT_PARTS.items()},
+    "rcft": ("rcft", SET_ASIDE),
+    RCFT_SFT1: ("rcft", SET_ASIDE | {"question_weight": 0.0}),
+    **{name: ("rcft", SET_ASIDE | changes) for name, changes in RCFT_PARTS.items()},
 }
 PAIR_TOKENS = 384  # preference pairs whose prompt with its longer answer takes more are left out
 

@@ -124,7 +124,7 @@ class RestoreSettings:
     ece_weight: float = 1.0
     question_weight: float | None = None
     target: str = "tempered"
-    calibration_fraction: float = 0.2
+    calibration_fraction: float | None = None
     tolerance: float = 0.03
     seed: int = 0
 

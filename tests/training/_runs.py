@@ -19,9 +19,10 @@ RUNS = {
     "rcft-cloze": {"method": "rcft", "prompt": "cloze", "e_step_share": 1.0},
 }
 QUESTIONS, STEPS = 21, 6
+HELD_OUT = make_questions(17, seed=5, prefix="c")
 
 
-def make(tokenizer, *, model=None, lora=True, train=None, calibration=None, **settings):
+def make(tokenizer, *, model=None, lora=True, train=None, calibration=HELD_OUT, **settings):
     torch.manual_seed(7)  # of the adapter's first weights
     settings = {
         "max_steps": STEPS,
@@ -37,9 +38,7 @@ def make(tokenizer, *, model=None, lora=True, train=None, calibration=None, **se
         model=make_model() if model is None else model,
         args=CalibrationConfig(**settings),
         train_dataset=make_questions(QUESTIONS) if train is None else train,
-        calibration_dataset=(
-            make_questions(17, seed=5, prefix="c") if calibration is None else calibration
-        ),
+        calibration_dataset=calibration,
         eval_dataset=make_questions(19, seed=6, prefix="e"),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules="all-linear") if lora else None,

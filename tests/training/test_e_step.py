@@ -70,6 +70,23 @@ def test_the_first_epoch_takes_what_training_has_just_read(tokenizer, scored):
     assert found[1] == tally(tokenizer, questions[:20])
 
 
+def test_without_questions_of_its_own_the_e_step_has_no_learnt_answer(tokenizer, scored):
+    """Before the first step .15 of the training questions; then what training reads, in order."""
+    questions = make_questions(40)
+    _, found = run(tokenizer, calibration=None, max_steps=10, learning_rate=0.0)
+    first = Questions(q for q in questions if q.id in scored[0])
+    assert [len(ids) for ids in scored] == [6]
+    assert found == [tally(tokenizer, first), tally(tokenizer, questions[:20])]
+
+
+def test_questions_asked_again_and_again_leave_the_first_e_step_as_it_is(tokenizer, scored):
+    questions = list(make_questions(20))
+    twins = [replace(q, id=f"twin {q.id}") for q in questions]
+    _, found = run(tokenizer, train=Questions([*questions, *twins]), calibration=None, max_steps=10)
+    assert [len(ids) for ids in scored] == [6]
+    assert found[1] == found[0]
+
+
 @pytest.mark.parametrize("where", ["layer", "attention", "adapter"])
 def test_with_dropout_the_first_epoch_is_scored_like_the_others(tokenizer, scored, where):
     """What training reads is noised; a model that does not move is found as it is evaluated."""

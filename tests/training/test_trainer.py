@@ -305,6 +305,38 @@ def test_rcft_sets_calibration_questions_aside(make_trainer):
     assert not trained & held
 
 
+@pytest.mark.parametrize(
+    ("settings", "held_out"),
+    [
+        ({"num_train_epochs": 1}, 0),
+        ({"num_train_epochs": 0.5}, 0),
+        ({"num_train_epochs": 1.5}, 10),
+        ({"max_steps": 6}, 0),  # 4 questions a step: 24 of 50
+        ({"max_steps": 13}, 10),
+        ({"e_step_data": "training", "num_train_epochs": 2}, 0),
+        ({"num_train_epochs": 1, "lora_dropout": 0.1}, 10),
+        ({"num_train_epochs": 1, "calibration_fraction": 0.4}, 20),
+    ],
+)
+def test_rcft_trains_on_all_where_each_is_answered_before_it_is_learnt(
+    tokenizer, tmp_path, settings, held_out
+):
+    settings = {"max_steps": -1} | settings
+    dropout = settings.pop("lora_dropout", 0.0)
+    trainer = CalibrationTrainer(
+        model=make_model(),
+        args=CalibrationConfig(
+            output_dir=str(tmp_path), method="rcft", use_cpu=True, per_device_train_batch_size=4,
+            report_to="none", **settings,
+        ),
+        train_dataset=make_questions(50),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(target_modules="all-linear", lora_dropout=dropout),
+    )  # fmt: skip
+    assert len(trainer.train_dataset) == 50 - held_out
+    assert len(trainer._calibration) == (held_out or 50)
+
+
 def test_e_steps_come_as_often_as_asked(make_trainer):
     trainer = make_trainer(
         train=make_questions(32),

@@ -159,10 +159,9 @@ from calibrant.training import METHODS as FINE_TUNING
 )
 @click.option(
     "--calibration-fraction",
-    default=0.2,
-    show_default=True,
     type=SHARE,
-    help="Training questions rcft keeps for its E-step.",
+    help="Training questions rcft keeps for its E-step.  [default: none in one epoch, where it "
+    "answers each before it learns it; .2 in more]",
 )
 @click.option(
     "--tolerance",

@@ -70,7 +70,9 @@ class CalibrationConfig(TrainingArguments):
     ece_weight : λ of the regulariser (rcft).
     target : "tempered" (corrected, keeps the order for any K) or "tanh" (as published).
     calibration_fraction : share of the training questions set aside for the E-step when the
-        trainer gets no ``calibration_dataset`` (rcft).
+        trainer gets no ``calibration_dataset`` (rcft). None sets none aside where the model answers
+        each before it learns from it, which is itself an answer to a held-out question: in one
+        epoch, without dropout; and .2 elsewhere.
     e_step_data : "held-out" questions, or "training" questions, as published: their accuracies are
         those of memorised questions (rcft).
     e_steps_per_epoch : refreshes of the E-step in each epoch (rcft); 0 makes one before training
@@ -107,7 +109,7 @@ class CalibrationConfig(TrainingArguments):
     question_weight: float | None = None
     ece_weight: float = 1.0
     target: str = "tempered"
-    calibration_fraction: float = 0.2
+    calibration_fraction: float | None = None
     e_step_data: str = "held-out"
     e_steps_per_epoch: int = 4
     e_step_share: float = 0.15
@@ -161,10 +163,12 @@ class CalibrationConfig(TrainingArguments):
             ("e_step_bins", 1, float("inf")),
             ("e_step_shrinkage", 0, float("inf")),
             ("e_step_decay", 0, 1 - 1e-9),
-            ("calibration_fraction", 1e-9, 1 - 1e-9),
         ):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} {getattr(self, name)!r}, expected {low:g} to {high:g}")
+        share = self.calibration_fraction
+        if share is not None and not 0 < share < 1:
+            raise InputError(f"calibration_fraction {share!r}, expected between 0 and 1, or None")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise InputError(f"temperature {self.temperature!r}, expected more than 0, or None")
         if self.label_smoothing_factor:

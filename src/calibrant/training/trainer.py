@@ -43,6 +43,7 @@ _OVER_OPTIONS = {
     "focal": focal,
     "brier": brier,
 }
+CALIBRATION_FRACTION = 0.2  # of the training questions, where some must be set aside
 KNOWN = math.log(2)  # nats of an answer of probability 1/2: what CogCalib takes as known
 
 
@@ -56,6 +57,19 @@ def drops_out(model: torch.nn.Module) -> bool:
         if any(isinstance(rate, int | float) and rate > 0 for rate in rates):
             return True
     return False
+
+
+def answers_before_learning(
+    model: torch.nn.Module, args: CalibrationConfig, n_questions: int, peft_config: Any = None
+) -> bool:
+    """Whether a training reads each question once, and answers it there as it is evaluated.
+
+    What it answers before it learns from a question is then an answer to a held-out question.
+    """
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    passes = args.max_steps * batch / n_questions if args.max_steps > 0 else args.num_train_epochs
+    noised = drops_out(model) or getattr(peft_config, "lora_dropout", 0) > 0
+    return passes <= 1 and not noised
 
 
 class EStepState(TrainerCallback, ExportableState):
@@ -97,8 +111,9 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
     train_dataset : questions to train on.
     eval_dataset : questions, or a dict of them, to evaluate on; `evaluate` reports accuracy,
         conf-ECE, NLL and Brier score.
-    calibration_dataset : questions of the E-step, held out of the SFT loss (rcft). By default
-        ``args.calibration_fraction`` of the training questions are set aside.
+    calibration_dataset : questions of the E-step, held out of the SFT loss (rcft). By default the
+        training questions themselves, before they are learnt from, or a share of them that is set
+        aside (`CalibrationConfig.calibration_fraction`).
     unlabelled_dataset : more questions to train on, of any domain, their answers ignored
         (tempered-cft).
     processing_class : the tokenizer.
@@ -137,6 +152,7 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         self._calibration: Tokens | None = None
         self._asked_once: set[str] = set()  # ids of questions that no other question repeats
         self._tally = np.zeros((2, args.e_step_bins), dtype=np.int64)  # of this optimiser step
+        self._set_aside = False  # whether the E-step has questions of its own
         self._learnt = False  # whether the training questions have been trained on before
         self._noised = False  # whether the model drops out when it trains
         self._evaluated: dict[int, tuple[Questions, Tokens]] = {}  # by their id(), while kept
@@ -147,9 +163,15 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         if train_dataset is not None and processing_class is not None:
             train_dataset = Questions(train_dataset)
             if args.regularised and args.e_step_data == "held-out" and calibration_dataset is None:
-                train_dataset, calibration_dataset = split_questions(
-                    train_dataset, args.calibration_fraction, args.seed
-                )
+                share = args.calibration_fraction
+                if share is None and not answers_before_learning(
+                    model, args, len(train_dataset), peft_config
+                ):
+                    share = CALIBRATION_FRACTION
+                if share is not None:
+                    train_dataset, calibration_dataset = split_questions(
+                        train_dataset, share, args.seed
+                    )
             unlabelled_dataset = unlabelled_dataset or ()
             if unlabelled_dataset and args.method != "tempered-cft":
                 raise InputError(
@@ -160,11 +182,11 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
             encoded = encode(list(everything), processing_class, args.prompt)
             self._labelled = {q.id for q in train_dataset}
             if args.regularised:
-                in_sample = args.e_step_data == "training"
+                self._set_aside = args.e_step_data == "held-out" and calibration_dataset is not None
                 self._calibration = Tokens.of(
-                    encoded
-                    if in_sample
-                    else encode(list(calibration_dataset), processing_class, args.prompt)
+                    encode(list(calibration_dataset), processing_class, args.prompt)
+                    if self._set_aside
+                    else encoded
                 )
                 times = Counter(train_dataset.groups)
                 self._asked_once = {
@@ -329,12 +351,13 @@ class CalibrationTrainer(GuardedSelection, ReportedTraining, OptionTrainer):
         In the first epoch a training question is read before the model has learnt from it, so what
         was answered since the last refresh is held out, and costs nothing. Otherwise, and where
         dropout makes those answers less sure than the model is, calibration questions are scored,
-        in turn, as many as `CalibrationConfig.e_step_share` allows.
+        in turn, as many as `CalibrationConfig.e_step_share` allows. Before the first step the
+        training questions will do.
         """
         state, g = self._e_state(), self._confidence_map()
         if state.seen is not None and sum(state.seen[0]):
             g.add(*np.array(state.seen, dtype=np.float64))
-        else:
+        elif state.step < 0 or self._set_aside or self.args.e_step_data == "training":
             g.update(*self._calibration_answers(state))
         state.statistics, state.step, state.seen = g.state(), self.state.global_step, None
 
