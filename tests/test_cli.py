@@ -16,6 +16,7 @@ import calibrant
 from calibrant.answers import AnswerTable
 from calibrant.cli import run
 from calibrant.errors import InputError
+from calibrant.questions import drop_overlap
 from calibrant.runs import answers_in_domain, set_domains, weights_of
 from helpers import (
     make_questions,
@@ -158,6 +159,32 @@ def test_post_hoc_methods_are_fitted_and_load_again(world, tmp_path, capsys):
         assert report["costs"][method]["labels"] == (0 if method == "daca" else 60)
         if method == "daca":
             np.testing.assert_allclose(predicted, before.probs(), atol=1e-6)
+    assert report["costs"]["reference model"]["scored_questions"] == 60
+
+
+def test_the_letter_prior_is_divided_out_without_labels(world, tmp_path):
+    output = tmp_path / "pride"
+    arguments = restore_arguments(world, output, "--method", "pride")
+    arguments[arguments.index("--prompt") + 1] = "letter"
+    assert run(arguments) == 0
+    fitted = json.loads((output / "pride/calibrator.json").read_text())
+    assert fitted["n_questions"] == 60, "all of so few"
+    asked = AnswerTable.load(output / "pride/reordered.parquet")
+    train, tests = (calibrant.load_questions(world[name]) for name in ("train", "test"))
+    assert len(asked) == sum(len(q.choices) for q in drop_overlap(train, tests)[0])
+    name = next(n for n in names(output / "before") if n.endswith("test"))
+    before = AnswerTable.load(output / "before" / "answers" / f"{name}.parquet")
+    after = AnswerTable.load(output / "pride" / "answers" / f"{name}.parquet")
+    for p, found, k in zip(before.probs(), after.probs(), before.n_options, strict=True):
+        divided = p[:k] / fitted["prior"][str(k)]
+        np.testing.assert_allclose(found[:k], divided / divided.sum(), atol=1e-6)
+    assert abs(after.probs() - before.probs()).max() > 0.01
+    predicted = calibrant.load(output / "pride").predict_proba(tests)
+    np.testing.assert_allclose(predicted, after.probs(), atol=1e-6)
+    report = json.loads((output / "report.json").read_text())
+    assert report["costs"]["pride"]["labels"] == 0
+    assert report["costs"]["pride"]["scored_questions"] == len(asked)
+    assert not (output / "before/training-questions.parquet").exists(), "no label is needed"
 
 
 def test_a_comparison_without_a_reference_is_refused_before_anything_is_done(
@@ -178,7 +205,8 @@ def test_all_is_every_method_that_applies():
         return RestoreSettings("m", ("a",), ("b",), **more).methods
 
     assert methods() == ("auto",)
-    assert methods(methods=("all",)) == (*LABELLED, *METHODS)
+    assert methods(methods=("all",)) == (*LABELLED, "pride", *METHODS)
+    assert methods(methods=("all",), prompt="cloze") == (*LABELLED, *METHODS)
     assert set(methods(methods=("all",), reference_model="base")) >= set(REFERENCED)
     assert methods(methods=("all",), prompt="cloze-pmi") == tuple(LABELLED)
     with pytest.raises(InputError, match="auto chooses one method"):

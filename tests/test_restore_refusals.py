@@ -37,9 +37,10 @@ def unloaded(monkeypatch):
         (("--method", "cft", "--report-to", "bogus"), "report_to 'bogus', expected of azure_ml, "),
         (("--report-to", "bogus"), "report_to 'bogus', expected of azure_ml, "),
         (("--method", "cft", "--report-to", "neptune"), "report_to neptune: is not installed"),
+        (("--method", "pride"), "prompt format 'cloze' lists no options, so their order changes"),
     ],
 )
-def test_bad_training_settings_are_refused_before_a_model_is_loaded(
+def test_bad_settings_are_refused_before_a_model_is_loaded(
     world, tmp_path, capsys, unloaded, options, message
 ):
     assert run(restore_arguments(world, tmp_path / "run", *options)) == 1

@@ -27,11 +27,12 @@ from calibrant.diagnosis.report import CalibrationReport, evaluate
 from calibrant.diagnosis.verdict import Verdict, verdict
 from calibrant.errors import InputError, reason
 from calibrant.files import read_json, write_json
-from calibrant.posthoc import LABELLED, REFERENCED, NoOptimumError
+from calibrant.permutations import estimation_sample, in_every_order
+from calibrant.posthoc import LABELLED, REFERENCED, REORDERED, NoOptimumError
 from calibrant.posthoc import load as load_calibrator
 from calibrant.progress import progress
 from calibrant.prompts import PMI_IS_FOR_SCORING, Prompt, PromptLike
-from calibrant.questions import Questions, drop_overlap, load_questions, split_questions
+from calibrant.questions import Question, Questions, drop_overlap, load_questions, split_questions
 from calibrant.runs import (
     BEFORE,
     TRAIN,
@@ -44,10 +45,13 @@ from calibrant.runs import (
 )
 from calibrant.training import METHODS as FINE_TUNING
 
-POST_HOC = LABELLED | REFERENCED
+POST_HOC = LABELLED | REFERENCED | REORDERED
 METHODS = (*POST_HOC, *FINE_TUNING)
 AUTO, ALL = "auto", "all"
 SELECTION = "selection"  # folder of what `AUTO` tried
+REFERENCE = "reference"  # folder of the reference model's answers
+# Training questions whose options change places for a letter prior: .02 of them, or so many.
+PRIOR_SHARE, PRIOR_QUESTIONS = 0.02, 64
 TRAIN_SAMPLE = 250  # training questions scored after each method, to show the train-test gap
 
 
@@ -134,6 +138,7 @@ class RestoreSettings:
         trainable = prompt.format != "cloze-pmi"
         if ALL in self.methods:
             apply = [*LABELLED, *(REFERENCED if self.reference_model else ())]
+            apply += REORDERED if prompt.lists_options else ()
             object.__setattr__(self, "methods", (*apply, *(FINE_TUNING if trainable else ())))
         if not trainable and self.fine_tune == "auto":
             object.__setattr__(self, "fine_tune", "never")
@@ -161,6 +166,8 @@ class RestoreSettings:
                 f"method {without[0]} compares with the model before alignment; expected a "
                 "--reference-model"
             )
+        if set(self.methods) & set(REORDERED):
+            prompt.check_lists_options()
         if self.overlap not in ("drop", "error", "keep"):
             raise InputError(f"overlap {self.overlap!r}, expected drop, error or keep")
         if self.quantize is not None and not self.lora_rank:
@@ -186,7 +193,8 @@ class Restoration:
     domains : test set -> "in", "out" or "train".
     tables, reports : method -> test set -> AnswerTable, CalibrationReport; "before" is a method.
     verdicts : method -> test set -> Verdict against before.
-    costs : method -> seconds, questions and tokens a second, peak memory, labels used.
+    costs : method -> seconds, questions and tokens a second, peak memory, labels used; "reference
+        model" is what its answers took, which `REFERENCED` methods share.
     notes : sentences about what was done to the data and what could not be done.
     questions : test set -> its questions.
     choice : what "auto" settled on, None where the methods were named.
@@ -302,6 +310,8 @@ def restore(
                     f"{method}: early stopping found no evaluation that was neither harmed nor "
                     "gamed; the last weights were kept"
                 )
+    if reference_cost := work.cost(REFERENCE):
+        result.costs[f"{REFERENCE} model"] = reference_cost
     write_json(folder / "report.json", result.to_dict())
     return result
 
@@ -484,7 +494,7 @@ class _Work:
     def before(self) -> dict[str, AnswerTable]:
         """Answer tables of the model as it came; calibrators need all training questions."""
         forget_peak_memory()
-        if not set(self.settings.methods) & {*POST_HOC, AUTO}:
+        if not set(self.settings.methods) & {*LABELLED, *REFERENCED, AUTO}:
             return self.score_all(BEFORE)
         pool = self._scored(BEFORE, TRAIN, self.train, None, None, path=self.pool)
         row = {name: i for i, name in enumerate(pool.ids)}
@@ -514,18 +524,26 @@ class _Work:
         model: Any,
         tokenizer: Any,
         path: Path | None = None,
+        orders: str | None = None,
     ) -> AnswerTable:
         def ask(partial: Path) -> AnswerTable:
             from calibrant.scoring.local import score
 
+            def answers_to(rows: Sequence[Question]) -> AnswerTable:
+                return score(*network, rows, prompt=self.settings.prompt, partial=partial)
+
             network = self.base() if model is None else (model, tokenizer)
-            self.say(f"{method}: scoring {len(questions):,} questions of {name}")
+            in_orders = "" if orders is None else f" in {orders} orders"
+            self.say(f"{method}: scoring {len(questions):,} questions of {name}{in_orders}")
             start = time.perf_counter()
-            table = score(*network, questions, prompt=self.settings.prompt, partial=partial)
+            if orders is None:
+                table = answers_to(questions)
+            else:
+                table = in_every_order(answers_to, questions, orders, self.settings.seed)
             self._note_cost(
                 method,
                 scoring_seconds=time.perf_counter() - start,
-                scored_questions=len(questions),
+                scored_questions=len(table),
                 scored_tokens=table.provenance["tokens"],
             )
             fitted = self.folder / method / "calibrator.json"
@@ -536,8 +554,8 @@ class _Work:
         return answers_at(path or self._path(method, name), ask)
 
     def post_hoc(self, method: str, before: dict[str, AnswerTable]) -> dict[str, AnswerTable]:
-        """Fit a calibrator on the whole training pool, and transform every table."""
-        pool = AnswerTable.load(self.pool)
+        """Fit a calibrator on the training pool, and transform every table."""
+        pool = self._reordered(method) if method in REORDERED else AnswerTable.load(self.pool)
         reference = self._reference() if method in REFERENCED else None
         forget_peak_memory()
         start = time.perf_counter()
@@ -552,14 +570,14 @@ class _Work:
         self._note_cost(
             method,
             training_seconds=time.perf_counter() - start,
-            labels=0 if method in REFERENCED else len(pool),
+            labels=len(pool) if method in LABELLED else 0,
         )
         self._write_restored(method)
         return tables
 
     def _reference(self) -> AnswerTable:
         """Answers of the reference model to the training pool."""
-        path = self.folder / "reference" / "training-questions.parquet"
+        path = self.folder / REFERENCE / "training-questions.parquet"
         if path.exists():
             return AnswerTable.load(path)
         from calibrant.scoring.models import load_model
@@ -568,7 +586,15 @@ class _Work:
         s = self.settings
         self.say(f"loading {s.reference_model}")
         model, tokenizer = load_model(str(s.reference_model), dtype=s.dtype, device=s.device)
-        return self._scored("reference", TRAIN, self.train, model, tokenizer, path=path)
+        return self._scored(REFERENCE, TRAIN, self.train, model, tokenizer, path=path)
+
+    def _reordered(self, method: str) -> AnswerTable:
+        """Answers of the model as it came to a few training questions in cyclic orders."""
+        sizes = [len(q.choices) for q in self.train]
+        share = min(1.0, max(PRIOR_SHARE, PRIOR_QUESTIONS / len(sizes)))
+        part = self.train.select(estimation_sample(sizes, share, self.settings.seed))
+        path = self.folder / method / "reordered.parquet"
+        return self._scored(method, TRAIN, part, None, None, path=path, orders="cyclic")
 
     def fine_tune(self, method: str) -> dict[str, AnswerTable]:
         """Train an adapter (or every weight), save it, and score every set with it."""

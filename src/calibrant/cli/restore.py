@@ -18,7 +18,7 @@ from calibrant.cli.options import (
     seed_option,
 )
 from calibrant.cli.terminal import terminal_options
-from calibrant.posthoc import LABELLED, REFERENCED
+from calibrant.posthoc import LABELLED, REFERENCED, REORDERED
 from calibrant.training import METHODS as FINE_TUNING
 
 
@@ -44,7 +44,7 @@ from calibrant.training import METHODS as FINE_TUNING
     "--method",
     "methods",
     multiple=True,
-    type=click.Choice(["auto", "all", *LABELLED, *REFERENCED, *FINE_TUNING]),
+    type=click.Choice(["auto", "all", *LABELLED, *REFERENCED, *REORDERED, *FINE_TUNING]),
     default=("auto",),
     show_default=True,
     help="auto chooses on a share of the training questions, and says why. Repeatable; all get the "

@@ -40,6 +40,8 @@ LABELLED: dict[str, type[Calibrator]] = {
 }
 # Fitted on the answers of a reference model to the same questions, without labels.
 REFERENCED: dict[str, type[Calibrator]] = {"base-kl": BaseKL, "daca": DACA}
+# Fitted on answers to questions in all cyclic orders of their options, without labels.
+REORDERED: dict[str, type[Calibrator]] = {PriDe.kind: PriDe}
 
 
 def load(path: str | os.PathLike[str]) -> Calibrator:
@@ -52,7 +54,7 @@ def load(path: str | os.PathLike[str]) -> Calibrator:
         of calibrant wrote it.
     """
     fields = Fields.of_file(path)
-    kinds = LABELLED | REFERENCED | {PriDe.kind: PriDe}
+    kinds = LABELLED | REFERENCED | REORDERED
     kind = fields.content.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         raise InputError(f"{path}: kind {kind!r}, expected one of {', '.join(kinds)}")
