@@ -103,7 +103,9 @@ def read(setup: Setup, results: Path) -> Found | None:
     pool = read_whole(folder / start.name / "train.parquet")
     tests = read_whole(folder / start.name / "tests.parquet")
     found = Found(setup, {BEFORE: by_set(tests)}, kept)
-    for name, kind in () if setup.beside else LABELLED.items():
+    for name, kind in LABELLED.items():
+        if setup.beside and name != "temperature":
+            continue
         begin = time.process_time()
         try:
             calibrator = kind().fit(pool)
@@ -135,7 +137,7 @@ def read(setup: Setup, results: Path) -> Found | None:
         found.repeats[u] = by_set(table)
         if u.labels == setup.labels and u.seed == SEED:
             found.tables[u.method] = found.repeats[u]
-            if fitted.exists() or setup.beside:
+            if fitted.exists():
                 continue
             if (tempered := with_online_temperature(pool, folder / u.name, table)) is not None:
                 found.tables[f"{u.method} + T"] = by_set(tempered)
@@ -422,11 +424,11 @@ def _section(found: Found, results: Path) -> str:
     save_figure(figure, results / f"protocol-{setup.name}", formats=("png",))
     lines += [f"![changes from before]({f'protocol-{setup.name}.png'})", ""]
     lines.append(removed(found, compared).to_markdown())
-    rival = BESIDE if setup.beside else "temperature"
-    others = {run: t for run, t in tables.items() if run not in (*LABELLED, rival)}
-    if rival in tables and others:
-        against = compare(tables[rival], others, name=rival, seed=SEED)
-        lines += [change_table(against, domain).to_markdown() for domain in DOMAINS]
+    for rival in ("temperature", *([BESIDE] if setup.beside else ())):
+        others = {run: t for run, t in tables.items() if run not in (*LABELLED, rival)}
+        if rival in tables and others:
+            against = compare(tables[rival], others, name=rival, seed=SEED)
+            lines += [change_table(against, domain).to_markdown() for domain in DOMAINS]
     more = (sets_table(found), repeats_table(found), elsewhere(found, results), cost_rows(found))
     lines += [table.to_markdown() for table in more if table is not None]
     if (budgets := plot_budgets(found)) is not None:
