@@ -123,3 +123,16 @@ def test_a_method_that_cannot_be_fitted_is_said_and_left_out():
     tables, skipped = post_hoc_candidates(always, always)
     assert "temperature" not in tables
     assert any(line.startswith("temperature: not applicable") for line in skipped)
+
+
+def test_a_method_that_cannot_change_every_test_set_is_no_candidate():
+    p, labels = world(600)
+    fit, held = (table(p[part], labels[part], 3.0) for part in (slice(0, 400), slice(400, None)))
+    other = AnswerTable.from_probs([[0.5, 0.3, 0.2]], [0], ids=["of three"])
+    tables, skipped = post_hoc_candidates(fit, held, [held, other])
+    assert list(tables) == ["temperature", "isotonic"]
+    assert skipped == [
+        "vector: not applicable: vector: question 'of three' has 3 options, expected 4 for every "
+        "question: each letter has its own weights"
+    ]
+    assert list(post_hoc_candidates(fit, held)[0]) == ["temperature", "vector", "isotonic"]

@@ -187,6 +187,25 @@ def test_the_letter_prior_is_divided_out_without_labels(world, tmp_path):
     assert not (output / "before/training-questions.parquet").exists(), "no label is needed"
 
 
+@pytest.mark.parametrize("method", ["auto", "pride"])
+def test_a_test_set_may_have_more_numbers_of_options_than_the_training_questions(
+    world, tmp_path, method
+):
+    four = make_questions(60, seed=4, k_min=4, k_max=4, prefix="four")
+    world = world | {"train": write_questions(tmp_path / "four.jsonl.gz", four)}
+    output = tmp_path / "run"
+    arguments = restore_arguments(world, output, "--method", method, "--prompt", "letter")
+    assert run([*arguments, *(["--fine-tune", "never"] if method == "auto" else [])]) == 0
+    if method == "pride":
+        assert set(json.loads((output / "pride/calibrator.json").read_text())["prior"]) == set(
+            "2345"
+        )
+        return
+    skipped = json.loads((output / "choice.json").read_text())["skipped"]
+    assert [line.partition(":")[0] for line in skipped] == ["vector"]
+    assert "expected 4 for every question" in skipped[0]
+
+
 def test_a_comparison_without_a_reference_is_refused_before_anything_is_done(
     world, tmp_path, capsys
 ):

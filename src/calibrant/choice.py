@@ -127,13 +127,21 @@ def prefer(
 
 
 def post_hoc_candidates(
-    fitted_on: AnswerTable, held_out: AnswerTable
+    fitted_on: AnswerTable, held_out: AnswerTable, others: Sequence[AnswerTable] = ()
 ) -> tuple[dict[str, AnswerTable], list[str]]:
-    """Fit each post-hoc method on one table and apply it to the other; say what could not be."""
+    """Fit each post-hoc method on one table and apply it to the other; say what could not be.
+
+    Parameters
+    ----------
+    others : answers that a method must be able to change as well, whatever comes of it.
+    """
     tables, skipped = {}, []
     for name in POST_HOC:
         try:
-            tables[name] = LABELLED[name]().fit(fitted_on).transform(held_out)
+            calibrator = LABELLED[name]().fit(fitted_on)
+            for table in others:
+                calibrator.transform(table)
+            tables[name] = calibrator.transform(held_out)
         except InputError as error:
             skipped.append(f"{name}: not applicable: {error}")
     return tables, skipped

@@ -589,10 +589,22 @@ class _Work:
         return self._scored(REFERENCE, TRAIN, self.train, model, tokenizer, path=path)
 
     def _reordered(self, method: str) -> AnswerTable:
-        """Answers of the model as it came to a few training questions in cyclic orders."""
-        sizes = [len(q.choices) for q in self.train]
-        share = min(1.0, max(PRIOR_SHARE, PRIOR_QUESTIONS / len(sizes)))
-        part = self.train.select(estimation_sample(sizes, share, self.settings.seed))
+        """Answers of the model as it came to a few questions in cyclic orders.
+
+        They are training questions, and test questions of a number of options that those lack: no
+        label is read.
+        """
+        known = {len(q.choices) for q in self.train}
+        lacking = [
+            _renamed(q, f"{name}:{q.id}")
+            for name, questions in self.sets.items()
+            for q in questions
+            if len(q.choices) not in known
+        ]
+        pool = Questions([*self.train, *lacking], name=self.train.name)
+        share = min(1.0, max(PRIOR_SHARE, PRIOR_QUESTIONS / len(pool)))
+        sizes = [len(q.choices) for q in pool]
+        part = pool.select(estimation_sample(sizes, share, self.settings.seed))
         path = self.folder / method / "reordered.parquet"
         return self._scored(method, TRAIN, part, None, None, path=path, orders="cyclic")
 
@@ -648,7 +660,7 @@ class _Work:
             self.train, self.settings.selection_fraction, self.settings.seed
         )
         if not file.exists():
-            self._choose(rest, held_out).save(file)
+            self._choose(rest, held_out, before).save(file)
         choice = Choice.load(file)
         self.say(choice.explanation)
         if choice.method == NONE:
@@ -657,14 +669,16 @@ class _Work:
             return choice, self.post_hoc(choice.method, before)
         return choice, self._adopt(choice.method)
 
-    def _choose(self, rest: Questions, held_out: Questions) -> Choice:
+    def _choose(
+        self, rest: Questions, held_out: Questions, before: dict[str, AnswerTable]
+    ) -> Choice:
         s = self.settings
         how: dict[str, Any] = {"tolerance": s.tolerance, "seed": s.seed}
         pool = AnswerTable.load(self.pool)
         row = {name: i for i, name in enumerate(pool.ids)}
         fitted_on, judged_on = (pool.select([row[q.id] for q in part]) for part in (rest, held_out))
         self.say(f"choosing on {len(held_out):,} training questions held out")
-        tables, skipped = post_hoc_candidates(fitted_on, judged_on)
+        tables, skipped = post_hoc_candidates(fitted_on, judged_on, list(before.values()))
         candidates = {NONE: judged_on, **tables}
         best = prefer(candidates, **how)
         why = {"always": "it was asked for", "never": ""}.get(s.fine_tune)
