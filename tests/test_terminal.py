@@ -10,9 +10,20 @@ import time
 
 import pytest
 
+from calibrant import progress as progress_module
 from calibrant.answers import AnswerTable
 from calibrant.cli import run
-from calibrant.progress import hushed, note, progress
+from calibrant.diagnosis import collapse as stages
+from calibrant.diagnosis import regime as regimes
+from calibrant.diagnosis import report
+from calibrant.diagnosis import verdict as verdicts
+from calibrant.diagnosis.collapse import collapse
+from calibrant.diagnosis.comparison import compare
+from calibrant.diagnosis.regime import regime
+from calibrant.diagnosis.report import evaluate
+from calibrant.diagnosis.verdict import verdict
+from calibrant.progress import hushed, measuring, note, progress, step
+from calibrant.report.tables import interval, number
 from helpers import make_model, make_questions
 
 
@@ -96,6 +107,91 @@ def test_every_command_gives_json(answers, tmp_path, capsys):
     ):
         assert run([*arguments, "--json"]) == 0
         assert key in json.loads(capsys.readouterr().out)
+
+
+def test_a_bar_of_measuring_is_shown_only_where_it_takes_more_than_a_moment(capsys, monkeypatch):
+    with measuring("measuring", 3):
+        step()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress_module, "_MOMENT", 0.2)
+    with measuring("measuring", 3):
+        time.sleep(0.3)
+        step()
+        shown = capsys.readouterr().err
+    assert "left" in shown + capsys.readouterr().err
+    step()  # of nobody's work: nothing happens
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("work", "steps"),
+    [
+        (lambda a, b: evaluate(a), report.STEPS),
+        (lambda a, b: verdict(a, b), verdicts.STEPS),
+        (lambda a, b: regime(a, b, a), regimes.STEPS),
+        (lambda a, b: collapse(a, b), stages.STEPS),
+    ],
+    ids=["evaluate", "verdict", "regime", "collapse"],
+)
+def test_measuring_takes_the_steps_it_says(answers, monkeypatch, work, steps):
+    """Else a bar would stand still at the end, or end before."""
+    done = []
+    table = AnswerTable.load(answers)
+    other = table.with_logprobs(table.logprobs / 3)
+    token = progress_module._STEPS.set(done.append)
+    try:
+        work(table, other)
+    finally:
+        progress_module._STEPS.reset(token)
+    assert sum(done) == steps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "bars"),
+    [
+        (("evaluate", "--answers", "A"), ("measuring",)),
+        (("compare", "A", "B", "--output-dir", "OUT"), ("comparing", "measuring")),
+        (("diagnose", "--train", "A", "--test", "B", "--output-dir", "OUT"),
+         ("diagnosing", "measuring")),
+        (("collapse", "--base", "A", "--aligned", "B", "--output-dir", "OUT"), ("measuring",)),
+    ],
+    ids=lambda value: value[0],
+)  # fmt: skip
+def test_what_measures_for_long_shows_how_far_it_is(
+    answers, tmp_path, capsys, monkeypatch, arguments, bars
+):
+    monkeypatch.setattr(progress_module, "_MOMENT", 0.0)
+    other = tmp_path / "other.parquet"
+    table = AnswerTable.load(answers)
+    table.with_logprobs(table.logprobs / 3).save(other)
+    places = {"A": answers, "B": str(other), "OUT": str(tmp_path / "out")}
+    asked = [places.get(word, word) for word in arguments]
+    assert run(asked) == 0
+    err = capsys.readouterr().err
+    for bar in bars:
+        assert bar in err
+        done, total = re.findall(bar + r".* ([\d,]+)/([\d,]+) ", err)[-1]
+        assert done == total
+    if "OUT" in arguments:
+        asked[asked.index(places["OUT"])] += "-again"
+    assert run([*asked, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_many_runs_are_compared_with_their_intervals(answers, tmp_path, capsys):
+    paths = []
+    table = AnswerTable.load(answers)
+    for i, t in enumerate((2, 3)):
+        paths.append(str(tmp_path / f"t{t}.parquet"))
+        table.with_logprobs(table.logprobs / t).save(paths[i])
+    assert run(["compare", answers, *paths]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "answers, 95 % intervals (N = 300)" in out
+    change = compare({"x": table}, {"t2": {"x": AnswerTable.load(paths[0])}}).verdicts["x"]["t2"]
+    nll = change.difference["nll"]
+    assert number(nll.value) in out
+    assert interval(nll.low, nll.high).split()[0] in out
+    assert interval(nll.low, nll.high).split()[1] in out
 
 
 def test_a_hushed_bar_and_note_show_nothing(capsys):

@@ -58,7 +58,8 @@ def command(
     from rich.console import Console
 
     from calibrant.cli.evaluate import _read
-    from calibrant.diagnosis.collapse import collapse
+    from calibrant.diagnosis.collapse import STEPS, collapse
+    from calibrant.progress import measuring
     from calibrant.report.collapse import (
         collapse_content,
         collapse_table,
@@ -91,10 +92,11 @@ def command(
         if processes.rank > 0:
             return None
         first = tables[names[0]]
-        reports = {
-            name: collapse(None if name == names[0] else first, table, seed=seed)
-            for name, table in tables.items()
-        }
+        with measuring("measuring", STEPS * len(tables)):
+            reports = {
+                name: collapse(None if name == names[0] else first, table, seed=seed)
+                for name, table in tables.items()
+            }
     console = Console()
     console.print(collapse_table(reports, intervals=False).to_rich())
     console.print(letter_table(reports, intervals=False).to_rich())

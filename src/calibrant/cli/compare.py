@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from calibrant.answers import AnswerTable
     from calibrant.diagnosis.comparison import Comparison
     from calibrant.questions import Questions
+    from calibrant.report.sections import Measured
     from calibrant.report.tables import Table
 
 Tables = dict[str, dict[str, "AnswerTable"]]  # run -> test set -> answers
@@ -61,7 +62,7 @@ def command(
     from rich.console import Console
 
     from calibrant.errors import InputError
-    from calibrant.report.comparison import value_table
+    from calibrant.report.comparison import change_table, value_table
     from calibrant.report.folder import DOMAINS
     from calibrant.report.tables import difference_table
     from calibrant.runs import run_folders, set_domains
@@ -90,6 +91,7 @@ def command(
             )
         else:
             shown.append(value_table(found, s, title=titles.get(s, s)))
+            shown.append(change_table(found, s, title=titles.get(s, s)))
     shown += _cost_table(folders)
     console = Console()
     for table in shown:
@@ -113,7 +115,7 @@ def command(
             "runs": list(runs), "baseline": baseline, "tolerance": tolerance,
             "questions": list(questions), "seed": seed,
         }  # fmt: skip
-        _write(output_dir, settings, found, tables, texts, shown, titles, results)
+        _write(output_dir, settings, found, tables, texts, shown, results)
     return {"comparisons": results, "output_dir": output_dir}
 
 
@@ -166,16 +168,27 @@ def _texts(sources: tuple[str, ...], tables: Tables) -> dict[str, Questions]:
 
 def _compared(tables: Tables, baseline: str, tolerance: float, seed: int) -> Comparison:
     from calibrant.diagnosis.comparison import compare
-    from calibrant.diagnosis.report import LARGE
-    from calibrant.progress import progress
+    from calibrant.diagnosis.verdict import STEPS
+    from calibrant.progress import measuring
 
     others = {run: parts for run, parts in tables.items() if run != baseline}
-    large = sum(len(t) for parts in others.values() for t in parts.values()) >= LARGE
-    with progress("comparing", len(others), "runs", show=large) as advance:
-        return compare(
-            tables[baseline], others, name=baseline, tolerance=tolerance, seed=seed,
-            finished=lambda: advance(1),
-        )  # fmt: skip
+    pairs = sum(s in tables[baseline] for parts in others.values() for s in parts)
+    with measuring("comparing", STEPS * pairs):
+        return compare(tables[baseline], others, name=baseline, tolerance=tolerance, seed=seed)
+
+
+def _measured(found: Comparison, tables: Tables, seed: int) -> dict[str, dict[str, Measured]]:
+    """Measure every run on every test set."""
+    from calibrant.diagnosis.report import STEPS, evaluate
+    from calibrant.progress import measuring
+    from calibrant.report.sections import Measured
+
+    runs = {s: (found.baseline, *by_run) for s, by_run in found.verdicts.items()}
+    with measuring("measuring", STEPS * sum(map(len, runs.values()))):
+        return {
+            s: {run: Measured(tables[run][s], evaluate(tables[run][s], seed=seed)) for run in there}
+            for s, there in runs.items()
+        }
 
 
 def _cost_table(folders: dict[str, str]) -> list[Table]:
@@ -204,34 +217,22 @@ def _write(
     tables: Tables,
     texts: dict[str, Questions],
     shown: list[Table],
-    titles: dict[str, str],
     results: list[dict[str, Any]],
 ) -> None:
     """Write the folder of a comparison."""
-    from calibrant.diagnosis.report import evaluate
     from calibrant.files import write_json
-    from calibrant.report.comparison import change_table, plot_changes, prepare_changes
+    from calibrant.report.comparison import plot_changes, prepare_changes
     from calibrant.report.figures import save_figure
     from calibrant.report.folder import DOMAINS, write_comparison
-    from calibrant.report.sections import Measured
     from calibrant.runs import open_run, versions
 
     folder = open_run(
         output_dir, {"command": "compare", "settings": settings, "versions": versions()}
     )
     write_json(folder / "report.json", results)
-    measured = {}
-    for s, by_run in found.verdicts.items():
-        there = {run: tables[run][s] for run in (found.baseline, *by_run)}
-        measured[s] = {r: Measured(t, evaluate(t, seed=settings["seed"])) for r, t in there.items()}
-    if len(found.runs) > 1:
-        shown = [
-            *shown,
-            *(change_table(found, s, title=titles.get(s, s)) for s in found.verdicts),
-        ]
     write_comparison(
         folder,
-        measured,
+        _measured(found, tables, settings["seed"]),
         found.verdicts,
         shown,
         title=f"{found.baseline} and {', '.join(found.runs)}, compared",

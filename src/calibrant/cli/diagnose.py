@@ -60,8 +60,10 @@ def command(
     from rich.console import Console
 
     from calibrant.cli.evaluate import texts_for
-    from calibrant.diagnosis.regime import regime
+    from calibrant.diagnosis.regime import STEPS, regime
+    from calibrant.diagnosis.report import STEPS as EVALUATION
     from calibrant.diagnosis.report import evaluate
+    from calibrant.progress import measuring
     from calibrant.report.regime import regime_table, write_regime
     from calibrant.report.sections import Measured
     from calibrant.runs import open_run, versions
@@ -70,7 +72,8 @@ def command(
     tuned, fresh = _table(train, "--train"), _table(test, "--test")
     truth = None if target is None else _target(target, (tuned, fresh))
     texts = texts_for(questions, fresh)
-    report = regime(tuned, fresh, other, target_probs=truth, margin=margin, seed=seed)
+    with measuring("diagnosing", STEPS):
+        report = regime(tuned, fresh, other, target_probs=truth, margin=margin, seed=seed)
     Console().print(regime_table(report).to_rich())
     if output_dir is not None:
         settings = {
@@ -80,17 +83,11 @@ def command(
         config = {"command": "diagnose", "settings": settings, "versions": versions()}
         folder = open_run(output_dir, config)
 
-        def measured(table: Any) -> Measured:
-            return Measured(table, evaluate(table, seed=seed))
-
-        write_regime(
-            folder,
-            report,
-            test=measured(fresh),
-            train=measured(tuned),
-            reference=None if other is None else measured(other),
-            questions=texts,
-        )
+        given = {"test": fresh, "train": tuned, "reference": other}
+        tables = {name: table for name, table in given.items() if table is not None}
+        with measuring("measuring", EVALUATION * len(tables)):
+            measured = {n: Measured(t, evaluate(t, seed=seed)) for n, t in tables.items()}
+        write_regime(folder, report, **measured, questions=texts)
         click.echo(f"Written to {folder}: report.html, report.md, regime.json")
     return {**report.to_dict(), "output_dir": output_dir}
 

@@ -23,6 +23,7 @@ from calibrant.metrics._input import Bools, Floats, Ints
 from calibrant.metrics._intervals import effective_rows
 from calibrant.metrics._resampling import weight_blocks
 from calibrant.metrics.inference import (
+    INTERVAL_STEPS,
     Estimate,
     bootstrap_intervals,
     clusters,
@@ -30,7 +31,9 @@ from calibrant.metrics.inference import (
 )
 from calibrant.permutations import one_row_each, own_orders, question_priors
 from calibrant.posthoc.reference import BaseKL
+from calibrant.progress import step
 
+STEPS = INTERVAL_STEPS + 4  # of `collapse` with a base model, as `step` counts them
 LEVEL = 0.95
 _TAILS = (0.025, 0.975)
 
@@ -205,11 +208,15 @@ def collapse(
     notes: list[str] = []
     letters = _letters(shown, aligned, resamples, notes)
     found = known | _own(aligned, resamples) | letters.estimates
+    step()
     bias: list[Estimate] = []
     if base is not None:
         found |= _change(base, aligned, resamples)
+        step()
         slope, bias = _slope(base, aligned, resamples, notes)
+        step()
         found |= slope | _temperatures(base, aligned, resamples, notes)
+        step()
     return CollapseReport(
         n=n,
         paired=base is not None,

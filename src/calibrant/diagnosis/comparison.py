@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from calibrant.answers import AnswerTable
 from calibrant.diagnosis.verdict import Verdict, verdict
@@ -55,15 +54,13 @@ def compare(
     tolerance: float = 0.03,
     n_resamples: int = 1000,
     seed: int = 0,
-    finished: Callable[[], Any] = lambda: None,
 ) -> Comparison:
     """Compare runs with a baseline on every test set they share with it.
 
     Parameters
     ----------
     baseline : test set -> answer table. runs : run -> test set -> answer table.
-    name : of the baseline. finished : called after each run. The others are those of
-        `calibrant.diagnosis.verdict.verdict`.
+    name : of the baseline. The others are those of `calibrant.diagnosis.verdict.verdict`.
 
     Raises
     ------
@@ -98,7 +95,6 @@ def compare(
             verdicts.setdefault(s, {})[run] = verdict(
                 baseline[s], tables[s], tolerance=tolerance, n_resamples=n_resamples, seed=seed
             )
-        finished()
     p_values = {
         s: {
             run: {metric: p_value(v.difference[metric]) for metric in COMPARED}

@@ -19,10 +19,11 @@ from calibrant.diagnosis.bounds import Bounds, bounds
 from calibrant.errors import InputError
 from calibrant.files import JsonFile
 from calibrant.metrics._input import Floats
-from calibrant.metrics.inference import Estimate, bootstrap_intervals, clusters
+from calibrant.metrics.inference import INTERVAL_STEPS, Estimate, bootstrap_intervals, clusters
 from calibrant.permutations import one_row_each
 from calibrant.posthoc.temperature import TemperatureScaling
 
+STEPS = 4 * INTERVAL_STEPS  # of `regime` with a reference, as `progress.step` counts them
 LEVEL = 0.95
 LABELS = ("calibratable", "non-calibratable", "cannot tell")
 TOLERANCE = 0.03  # conf-ECE that counts as calibrated, as in `verdict`

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from calibrant.files import JsonFile
 from calibrant.metrics.binned import BinTable, bin_table
 from calibrant.metrics.inference import (
     DEFAULTS,
+    INTERVAL_STEPS,
     METRICS,
     Estimate,
     NoiseFloor,
@@ -23,9 +25,9 @@ from calibrant.metrics.inference import (
     noise_floor,
     wilson_interval,
 )
-from calibrant.progress import progress
+from calibrant.progress import measuring, step
 
-LARGE = 20_000  # answers whose measuring takes more than a moment
+STEPS = INTERVAL_STEPS + 1  # of `evaluate`, as `step` counts them
 SATURATED = 0.99  # a confidence above this counts as saturated
 _LOW_MASS = 0.9
 _ONE_LETTER = 0.6
@@ -249,7 +251,7 @@ def evaluate(
     ----------
     answers : AnswerTable of N questions. n_bins : B >= 1, equal-width bins.
     n_resamples : draws behind each interval and each noise floor. seed : int.
-    show_progress : a bar on standard error, for tables that take more than a moment.
+    show_progress : a bar on standard error, if it takes more than a moment.
 
     Returns
     -------
@@ -278,16 +280,16 @@ def evaluate(
     data: dict[str, Any] = {"n_options": answers.n_options, "n_bins": n_bins}
     draws: dict[str, Any] = {"seed": seed, **data}
     floors = {}
-    with progress("measuring", 4, "parts", show=show_progress and len(answers) >= LARGE) as advance:
+    # Where someone else shows a bar, these steps are of theirs.
+    with measuring("measuring", STEPS) if show_progress else nullcontext():
         for name in ("conf_ece", "cw_ece"):
             floors[name] = noise_floor(
                 probs, answers.labels, metric=name, n_simulations=n_resamples, **draws
             )
-            advance(1)
+        step()
         metrics = bootstrap_intervals(
             probs, answers.labels, groups=answers.groups, n_resamples=n_resamples, **draws
         )
-        advance(2)
     summary = _summary(answers)
     return CalibrationReport(
         n=len(answers),

@@ -16,13 +16,16 @@ from calibrant.answers import AnswerTable
 from calibrant.errors import InputError
 from calibrant.files import JsonFile
 from calibrant.metrics.inference import (
+    INTERVAL_STEPS,
     Estimate,
     agresti_min,
     calibrated_upper_bounds,
     clusters,
     compare_intervals,
 )
+from calibrant.progress import step
 
+STEPS = INTERVAL_STEPS + 1  # of `verdict`, as `step` counts them
 LABELS = ("already calibrated", "harmed", "gamed", "fully restored", "improved", "not restored")
 METRICS = ("accuracy", "nll", "brier", "conf_ece", "cw_ece", "auroc", "aurc", "dsc", "signed_gap")
 MARGINS = {"nll": 0.01, "brier": 0.005}  # rises that count: of many questions the least is shown
@@ -162,6 +165,7 @@ def verdict(
     p, q = a.probs(), b.probs()
     first, last, change = compare_intervals(p, q, a.labels, metrics=METRICS, **options)
     bounds = calibrated_upper_bounds(q, n_bins=n_bins, seed=seed)
+    step()
     best, good = (float(np.quantile(bounds, share)) for share in (0.5, 0.8))
     loss = _loss(a, b)
     case = _Case(len(a), first, last, change, tolerance, accuracy_margin, best, good, loss)

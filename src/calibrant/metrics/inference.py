@@ -52,6 +52,7 @@ from calibrant.metrics._intervals import (
 )
 from calibrant.metrics._resampling import Settings, clusters
 from calibrant.metrics.binned import bin_index
+from calibrant.progress import step
 
 __all__ = [
     "DEFAULTS",
@@ -72,6 +73,8 @@ __all__ = [
     "paired_bootstrap",
     "wilson_interval",
 ]
+
+INTERVAL_STEPS = 5  # of `bootstrap_intervals` and `compare_intervals`, as `progress.step` counts
 
 
 def noise_floor(
@@ -223,9 +226,12 @@ def bootstrap_intervals(
     plan = Plan(cluster, metrics, n_bins, n_resamples, level, seed, settings)
     found: Found = {}
     add_means(found, answers, plan)
+    step()
     add_errors(found, answers, plan)
+    step()
     if set(metrics) & set(ORDERED + PARTS):
         add_ordered(found, answers, plan)
+    step(INTERVAL_STEPS - 2)
     return {name: _within(found[name], *span(name)) for name in metrics}
 
 
@@ -393,10 +399,12 @@ def compare_intervals(
     for table, into in ((a, found[0]), (b, found[1])):
         add_means(into, table, plan)
         add_errors(into, table, plan)
+        step()
     add_mean_changes(found[2], a, b, plan)
     add_error_changes(found[2], a, b, plan)
     if set(metrics) & set(ORDERED + PARTS):
         add_ordered_changes(found, a, b, plan)
+    step(INTERVAL_STEPS - 2)
     first, last = ({name: _within(f[name], *span(name)) for name in metrics} for f in found[:2])
     change = {name: _within(found[2][name], *span_of_change(name)) for name in metrics}
     return Comparison(first, last, change)

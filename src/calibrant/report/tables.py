@@ -108,12 +108,14 @@ class Table:
         )
         for k, name in enumerate(self.columns):
             cells = [name, *(row[k] for row in self.rows)]
+            # A long name gives way, not a number; a number's interval goes to the next line.
+            words = cells if k in self.text_columns else [w for cell in cells for w in cell.split()]
             table.add_column(
                 Text(one_line(name)),
                 justify="left" if k in self.text_columns else "right",
                 # Rich would rather hide a column than break a number.
                 no_wrap=not any(" " in cell for cell in cells),
-                min_width=min(12, max(map(len, cells))) if k in self.text_columns else None,
+                min_width=min(12, max(map(len, words), default=0)),
                 overflow="fold",
             )
         for row in self.rows:
