@@ -123,7 +123,7 @@ def section(part: str, folder: Path, results: Path) -> str:
         for m, sets in content["verdicts"].items()
     }
     lines = [f"## {PARTS[part]['title']}", ""]
-    for table in restoration_tables(reports, verdicts, content["sets"], intervals=True):
+    for table in restoration_tables(reports, verdicts, content["sets"]):
         lines.append(table.to_markdown())
     if "temperature" in reports:
         lines.append(against_temperature(folder, content["sets"]).to_markdown())

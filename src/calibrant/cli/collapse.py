@@ -98,8 +98,8 @@ def command(
                 for name, table in tables.items()
             }
     console = Console()
-    console.print(collapse_table(reports, intervals=False).to_rich())
-    console.print(letter_table(reports, intervals=False).to_rich())
+    console.print(collapse_table(reports).to_rich())
+    console.print(letter_table(reports).to_rich())
     for name in names[1:]:
         label, reason = in_words(reports[names[0]], reports[name])
         console.print(f"{name}: {label}: {reason}\n", style="bold", markup=False, highlight=False)

@@ -207,9 +207,7 @@ def command(model: str, output_dir: str, **options: Any) -> dict[str, Any]:  # f
     )
     _write_cards(result)
     console = Console()
-    for table in restoration_tables(
-        result.reports, result.verdicts, result.domains, intervals=False
-    ):
+    for table in restoration_tables(result.reports, result.verdicts, result.domains):
         console.print(table.to_rich())
     console.print(cost_table(result.costs).to_rich())
     for line in result.notes:

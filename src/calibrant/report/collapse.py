@@ -72,18 +72,16 @@ _NOTES = (
 )
 
 
-def collapse_table(reports: Mapping[str, CollapseReport], *, intervals: bool = True) -> Table:
+def collapse_table(reports: Mapping[str, CollapseReport]) -> Table:
     """Show stages side by side, the base first; paired quantities are against the base.
 
     Parameters
     ----------
     reports : stage -> report, in the order to show.
-    intervals : whether numbers carry their 95 % interval.
     """
     present = [name for name in HEADINGS if any(name in report for report in reports.values())]
     rows = [
-        (HEADINGS[name], *(_cell(report, name, intervals) for report in reports.values()))
-        for name in present
+        (HEADINGS[name], *(_cell(report, name) for report in reports.values())) for name in present
     ]
     sizes = sorted({report.n for report in reports.values()})
     return Table(
@@ -97,7 +95,7 @@ def collapse_table(reports: Mapping[str, CollapseReport], *, intervals: bool = T
     )
 
 
-def letter_table(reports: Mapping[str, CollapseReport], *, intervals: bool = True) -> Table:
+def letter_table(reports: Mapping[str, CollapseReport]) -> Table:
     """Show what each letter gets: predictions, log-probability, and the prior where known."""
     width = max(len(report.predicted_shares) for report in reports.values())
     rows: list[tuple[str, ...]] = []
@@ -109,7 +107,7 @@ def letter_table(reports: Mapping[str, CollapseReport], *, intervals: bool = Tru
         ]
         for what, values in parts:
             if values:
-                cells = [_estimate(e, intervals) for e in values]
+                cells = [_estimate(e) for e in values]
                 rows.append((name, what, *cells, *[""] * (width - len(cells))))
     return Table(
         columns=("stage", "letters", *(chr(ord("A") + k) for k in range(width))),
@@ -119,13 +117,12 @@ def letter_table(reports: Mapping[str, CollapseReport], *, intervals: bool = Tru
     )
 
 
-def _cell(report: CollapseReport, name: str, intervals: bool) -> str:
-    return _estimate(report[name], intervals) if name in report else "–"
+def _cell(report: CollapseReport, name: str) -> str:
+    return _estimate(report[name]) if name in report else "–"
 
 
-def _estimate(estimate: Estimate, intervals: bool) -> str:
-    reach = interval(estimate.low, estimate.high) if intervals else ""
-    return f"{number(estimate.value)} {reach}".strip()
+def _estimate(estimate: Estimate) -> str:
+    return f"{number(estimate.value)} {interval(estimate.low, estimate.high)}".strip()
 
 
 # -- figure ---------------------------------------------------------------------------------
@@ -347,7 +344,7 @@ def in_words(base: CollapseReport, stage: CollapseReport) -> tuple[str, str]:
         label = "confidence unchanged"
     parts = [
         f"where both give the same answer, confidence moved by {_signed(drift)}",
-        f"log-odds are {_estimate(stage['effective_slope'], True)} times the base's",
+        f"log-odds are {_estimate(stage['effective_slope'])} times the base's",
         *(
             f"{HEADINGS[name]} {number(base[name].value)} → {number(stage[name].value)}"
             for name in ("accuracy", "conf_ece", "confidence_wrong")
@@ -358,7 +355,7 @@ def in_words(base: CollapseReport, stage: CollapseReport) -> tuple[str, str]:
 
 def _signed(estimate: Estimate) -> str:
     sign = "+" if estimate.value > 0 else ""
-    return f"{sign}{_estimate(estimate, True)}"
+    return f"{sign}{_estimate(estimate)}"
 
 
 def _panels(

@@ -156,8 +156,6 @@ def restoration_tables(
     reports: Mapping[str, Mapping[str, CalibrationReport]],
     verdicts: Mapping[str, Mapping[str, Verdict]],
     domains: Mapping[str, str],
-    *,
-    intervals: bool,
 ) -> list[Table]:
     """One table per test set, test sets first and the training sample last.
 
@@ -174,7 +172,7 @@ def restoration_tables(
         f"{name}, {DOMAINS[domain]}": {m: v[name] for m, v in verdicts.items() if name in v}
         for name, domain in domains.items()
     }
-    return comparison_tables(by_set, judged, intervals=intervals)
+    return comparison_tables(by_set, judged)
 
 
 def write_restoration(
@@ -213,7 +211,7 @@ def write_restoration(
     save_figure(plot_reliability_grid(cells, rows=tests, columns=methods), path / "reliability")
     points = [point_of_report(reports[m][s], m, s) for s in tests for m in methods]
     save_figure(plot_plane(prepare_plane(points)), path / "plane")
-    compared = restoration_tables(reports, verdicts, domains, intervals=True)
+    compared = restoration_tables(reports, verdicts, domains)
     costs_table = cost_table(costs)
     lines = [f"# {escape_markdown(title)}", "", *(table.to_markdown() for table in compared)]
     lines += [costs_table.to_markdown(), *(f"- {escape_markdown(note)}" for note in notes), ""]

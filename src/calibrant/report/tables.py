@@ -104,12 +104,12 @@ class Table:
             caption_justify="left",
             caption_style="",
             pad_edge=False,
-            padding=(0, 1, 0, 0),
+            padding=0 if any(" [" in cell for row in self.rows for cell in row) else (0, 1, 0, 0),
         )
         for k, name in enumerate(self.columns):
             cells = [name, *(row[k] for row in self.rows)]
             # A long name gives way, not a number; a number's interval goes to the next line.
-            words = cells if k in self.text_columns else [w for cell in cells for w in cell.split()]
+            words = [word for cell in cells for word in cell.split()]
             table.add_column(
                 Text(one_line(name)),
                 justify="left" if k in self.text_columns else "right",
@@ -265,8 +265,6 @@ def _by_subject(answers: AnswerTable, names: list[str], seed: int) -> list[list[
 def comparison_tables(
     runs: Mapping[str, Mapping[str, CalibrationReport]],
     verdicts: Mapping[str, Mapping[str, Verdict]] | None = None,
-    *,
-    intervals: bool = True,
 ) -> list[Table]:
     """Compare methods, one table per data set.
 
@@ -274,11 +272,9 @@ def comparison_tables(
     ----------
     runs : data set -> method -> report, in the order to show; the first method is usually before.
     verdicts : data set -> method -> verdict, for those that have one; their reasons become notes.
-    intervals : whether numbers carry their 95 % interval; without, a table fits 80 columns.
     """
     return [
-        _comparison(name, reports, (verdicts or {}).get(name, {}), intervals)
-        for name, reports in runs.items()
+        _comparison(name, reports, (verdicts or {}).get(name, {})) for name, reports in runs.items()
     ]
 
 
@@ -286,7 +282,6 @@ def _comparison(
     name: str,
     reports: Mapping[str, CalibrationReport],
     verdicts: Mapping[str, Verdict],
-    intervals: bool,
 ) -> Table:
     sizes = {report.n for report in reports.values()}
     columns = ["method", *COMPARED.values()]
@@ -296,7 +291,7 @@ def _comparison(
         columns.append("verdict")
     rows = []
     for method, report in reports.items():
-        cells = [method, *(_cell(report, metric, intervals) for metric in COMPARED)]
+        cells = [method, *(_cell(report, metric) for metric in COMPARED)]
         if len(sizes) > 1:
             cells.insert(1, f"{report.n:,}")
         if verdicts:
@@ -311,13 +306,11 @@ def _comparison(
     )
 
 
-def _cell(report: CalibrationReport, metric: str, intervals: bool) -> str:
+def _cell(report: CalibrationReport, metric: str) -> str:
     if metric not in report:
         return "–"
     estimate = report[metric]
-    value = number(estimate.value)
-    reach = interval(estimate.low, estimate.high) if intervals else ""
-    return f"{value} {reach}" if reach else value
+    return f"{number(estimate.value)} {interval(estimate.low, estimate.high)}".strip()
 
 
 def difference_table(verdict: Verdict, *, name: str, before: str, after: str) -> Table:
