@@ -20,7 +20,7 @@ from calibrant.errors import InputError
 from calibrant.foreign import read_table
 from calibrant.questions import load_questions
 from calibrant.scoring.models import load_model, load_tokenizer, on_top
-from helpers import make_model
+from helpers import make_model, restore_arguments
 
 
 class Payload:
@@ -199,12 +199,11 @@ socket.getaddrinfo = socket.create_connection = socket.gethostbyname = refuse
 """
 
 
-def test_nothing_is_sent_anywhere(plain, tmp_path):
-    """A whole evaluation of a local model, offline mode not set: no look-up, no connection."""
+@pytest.fixture
+def watched(tmp_path):
+    """Environment in which every attempt to reach a network fails, and leaves a line in a file."""
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
     calls = tmp_path / "calls"
-    row = '{"question": "Which is red?", "choices": ["red", "blue", "old"], "answer": 0}\n'
-    (tmp_path / "q.jsonl").write_text(row * 5)
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -218,12 +217,31 @@ def test_nothing_is_sent_anywhere(plain, tmp_path):
     assert subprocess.run([sys.executable, "-c", attempt], env=environment, check=False).returncode
     assert calls.exists(), "the trap does not work"
     calls.unlink()
-    command = [
-        sys.executable, "-m", "calibrant", "evaluate", str(plain / "model"),
-        "--questions", "q.jsonl", "--prompt", "cloze", "--device", "cpu",
+    return environment, calls
+
+
+def test_nothing_is_sent_anywhere(watched, world, tmp_path):
+    """Every command on a local model, offline mode not set: no look-up, no connection."""
+    environment, calls = watched
+    methods = ("temperature", "cft", "rcft")
+    answers = [f"restored/{m}/answers/world-test.parquet" for m in ("before", "cft")]
+    tuned = "restored/cft/answers/train.parquet"
+    commands = [
+        restore_arguments(world, "restored", *(w for m in methods for w in ("--method", m))),
+        restore_arguments(world, "auto", "--fine-tune", "never"),
+        ["evaluate", world["model"], "--questions", world["test"], "--prompt", "cloze"],
+        ["predict", "restored/cft", "--questions", world["test"], "--output", "p.csv"],
+        ["export", "restored/cft", "exported"],
+        ["compare", "restored", "--output-dir", "compared"],
+        ["diagnose", "--train", tuned, "--test", answers[1], "--output-dir", "diagnosed"],
+        ["collapse", "--base", answers[0], "--aligned", answers[1], "--output-dir", "stages"],
+        ["plan", "--tolerance", ".1"],
     ]  # fmt: skip
+    code = "import sys\nfrom calibrant.cli import run\n"
+    code += "".join(f"assert run({command!r}) == 0\n" for command in commands)
     done = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
     assert not calls.exists(), calls.read_text()

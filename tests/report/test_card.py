@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -37,7 +38,7 @@ def test_the_hub_library_accepts_the_card_and_reads_every_number(measured):
     hub = pytest.importorskip("huggingface_hub")
     reports, verdicts = measured
     text = model_card(facts(), reports, verdicts, picture="reliability.png")
-    # Raises if model-index is not as the Hub wants it; `validate()` itself needs the network.
+    # Raises if model-index is not as the Hub wants it.
     card = hub.ModelCard(text, ignore_metadata_errors=False)
     found = {r.metric_type: r.metric_value for r in card.data.eval_results}
     report = reports["arc"]["cft"]
@@ -54,6 +55,30 @@ def test_the_hub_library_accepts_the_card_and_reads_every_number(measured):
     assert verdicts["arc"].label in text
     assert "![Reliability diagrams, before and after](reliability.png)" in text
     assert "strength" not in text
+
+
+@pytest.mark.parametrize("refusal", ["", "license: not one we know"])
+def test_the_hubs_own_validation_gets_the_card_and_is_heard(measured, monkeypatch, refusal):
+    """`ModelCard.validate` as the library has it, its server played here."""
+    hub, httpx = pytest.importorskip("huggingface_hub"), pytest.importorskip("httpx2")
+    text, asked = model_card(facts(), *measured), []
+
+    def server(request):
+        asked.append((request.method, request.url.path, json.loads(request.content)))
+        return httpx.Response(400 if refusal else 200, text=refusal or "ok")
+
+    client = httpx.Client(transport=httpx.MockTransport(server))
+    monkeypatch.setattr("huggingface_hub.repocard.get_session", lambda: client)
+    card = hub.ModelCard(text, ignore_metadata_errors=False)
+    with pytest.raises(ValueError, match=refusal) if refusal else nullcontext():
+        card.validate()
+    ((method, path, body),) = asked
+    assert (method, path, body["repoType"]) == ("POST", "/api/validate-yaml", "model")
+    front = yaml.safe_load(body["content"].split("---")[1])
+    assert front["model-index"][0]["name"] == "base-cft"
+    assert {m["type"] for m in front["model-index"][0]["results"][0]["metrics"]} >= {
+        "accuracy", "expected_calibration_error",
+    }  # fmt: skip
 
 
 def test_the_base_models_licence_is_taken_over(measured, tmp_path):

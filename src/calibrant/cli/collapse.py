@@ -114,7 +114,6 @@ def _names(sources: Sequence[str]) -> list[str]:
     A file that every run folder has is called by its folder.
     """
     from calibrant.errors import InputError
-    from calibrant.runs import set_name
 
     paths = [Path(source) for source in sources]
     short = [
@@ -123,15 +122,16 @@ def _names(sources: Sequence[str]) -> list[str]:
     ]
     counts = Counter(short)
     names = [a if a and counts[a] == 1 else b for a, b in zip(short, sources, strict=True)]
-    if len({set_name(name) for name in names}) < len(names):
+    if len(set(map(_slug, names))) < len(names):
         raise InputError(f"stages {', '.join(names)}: expected each once, with different names")
     return names
 
 
 def _slug(name: str) -> str:
+    """Name of a stage as one of a folder, all of it."""
     from calibrant.runs import set_name
 
-    return set_name(name)
+    return set_name(name.replace("/", "-"))
 
 
 def _plain(asked: dict[str, Any]) -> dict[str, Any]:
