@@ -7,6 +7,7 @@ import contextlib
 import gc
 import gzip
 import io
+import json
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from calibrant import posthoc, runs
 from calibrant.answers import AnswerTable
 from calibrant.choice import Choice
 from calibrant.cli import run
+from calibrant.cli.compare import _cost_table
 from calibrant.diagnosis.collapse import CollapseReport, collapse
 from calibrant.diagnosis.regime import RegimeReport, regime
 from calibrant.diagnosis.report import CalibrationReport, evaluate
@@ -27,8 +29,10 @@ from calibrant.errors import InputError
 from calibrant.files import json_text
 from calibrant.foreign import read_table
 from calibrant.preferences import load_preferences
-from calibrant.questions import load_questions
+from calibrant.prompts import EncodedQuestion, Prompt
+from calibrant.questions import Question, Questions, load_questions
 from calibrant.report.card import CardFacts, model_card
+from calibrant.scoring import server
 from calibrant.scoring.harness import read_harness_log
 from calibrant.scoring.journal import Journal
 from calibrant.training.checkpoints import defect
@@ -77,7 +81,15 @@ def _questions(path):
 def _calibrator(kind):
     if kind == "pride":
         return {"kind": kind, "format_version": 1, "prior": {"2": [0.5, 0.5]}, "n_questions": 6}
-    return posthoc.LABELLED[kind]().fit(_table()).to_dict()
+    return (posthoc.LABELLED | posthoc.REFERENCED)[kind]().fit(_table(), _sharper()).to_dict()
+
+
+def _sharper():
+    return _table().with_logprobs(2 * _table().logprobs)
+
+
+def _applied(path):
+    posthoc.load(path).transform(_table())
 
 
 def _restored(path):
@@ -114,6 +126,49 @@ def _checkpoint(path):
     assert defect(path.parent)
 
 
+def _cost(path):
+    for table in _cost_table({"run": str(path.parent)}):
+        table.to_text()
+
+
+QUESTION = Question("q", "x?", ("yes", "no"), 0)
+ENCODED = EncodedQuestion("q", [1], [[3], [4]], [[(0, 3), (1, 5)], [(0, 4)]], [1.0, 1.0], 0)
+TASKS = {
+    "letters": server._likeliest(QUESTION, "m", Prompt("letter"), 5),
+    "chat": server._likeliest(QUESTION, "m", Prompt("chat-letter"), 5),
+    "tokens": server._exact_letters(ENCODED, "m"),
+    "echo": server._echoed(ENCODED, [], "m", False),
+}
+
+
+def _reply(kind):
+    """What a server says to one question, in the form asked for."""
+    if kind == "chat":
+        top = [{"token": "A", "logprob": -0.5}, {"token": "B", "logprob": -1.5}]
+        logprobs = {"content": [{"token": "A", "logprob": -0.5, "top_logprobs": top}]}
+    elif kind == "echo":
+        logprobs = {"token_logprobs": [None, -1.0, -2.0]}
+    else:
+        names = [f"token_id:{k}" for k in (3, 4, 5)] if kind == "tokens" else [" A", "B"]
+        top = {name: -1.0 - k for k, name in enumerate(names)}
+        logprobs = {"top_logprobs": [top], "tokens": names[:1], "token_logprobs": [-1.0]}
+    return {"choices": [{"index": 0, "logprobs": logprobs}]}
+
+
+def _replied(kind, path):
+    """Read a reply as the client does: it may be of no use, and then says so."""
+    plan = {"top_logprobs": 5}
+    with contextlib.suppress(server._MalformedError, ValueError, RecursionError):
+        reply = json.loads(path.read_bytes())
+        task = TASKS[kind]
+        try:
+            value = task.read([reply] * len(task.bodies))
+        except (ValueError, RecursionError) as error:
+            raise AssertionError("read is to say what is malformed") from error
+        json.loads(json_text(value))
+        server._table(Questions([QUESTION]), Prompt("letter"), [value], plan)
+
+
 def _card(path):
     """The base model's own card, whose licence a new one repeats."""
     facts = CardFacts(str(path.parent), "temperature", "calibrator", "letter", ["x"], 1, {}, {})
@@ -142,9 +197,19 @@ LOADERS = {
     "lm-eval": (bad.LOG_NAME, bad.log, read_harness_log),
     "lm-eval results": (bad.LOG_NAME.replace("samples_t_", "results_"), lambda: RESULTS, _results),
     **{
-        f"calibrator {kind}": ("calibrator.json", partial(_calibrator, kind), posthoc.load)
-        for kind in ("temperature", "vector", "isotonic", "scaling-binning", "pride")
+        f"calibrator {kind}": ("calibrator.json", partial(_calibrator, kind), _applied)
+        for kind in (*posthoc.LABELLED, *posthoc.REFERENCED, *posthoc.REORDERED)
     },
+    **{
+        f"server reply, {kind}": ("reply.json", partial(_reply, kind), partial(_replied, kind))
+        for kind in TASKS
+    },
+    "cost": ("cost.json", lambda: {"labels": 3, "training_seconds": 0.5}, _cost),
+    "adapter": (
+        "adapter_config.json",
+        lambda: {"base_model_name_or_path": "x", "r": 4},
+        lambda path: runs.weights_of(str(path.parent)),
+    ),
     "restored": ("restored.json", lambda: bad.restored()["run/restored.json"], _restored),
     "journal": ("plan.json", lambda: {"batches": 3}, _journal),
     "report": ("report.json", lambda: _report().to_dict(), CalibrationReport.load),

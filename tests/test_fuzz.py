@@ -23,7 +23,8 @@ TOKENS = [
     b"2026-13-32", b"9" * 5000,
 ]  # fmt: skip
 VALUES = [
-    None, True, [], {}, "", "x", "\ud800", "\x00", -1, 0, 1.5, 2**63, 10**400, math.inf, math.nan,
+    None, True, [], {}, "", "x", "\ud800", "\x00", -1, 0, 1.5, 2**63, 10**400, -(10**400), math.inf,
+    -math.inf, math.nan,
     [[1, 2]], {"a": 1}, [None], "²",
 ]  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Scores from a real server process on loopback, beside those of the same weights in this one."""
 
 import json
+import math
 import multiprocessing
 import subprocess
 import sys
@@ -411,3 +412,10 @@ def test_a_real_model_behind_a_server_answers_as_it_does_here(smollm2, data_fold
     finally:
         served.process.kill()
         served.process.join()
+
+
+@pytest.mark.parametrize("value", [-(10**400), math.nan, math.inf, 0.1, None, "-1"])
+def test_a_log_probability_that_cannot_be_is_malformed(value):
+    with pytest.raises(server_module._MalformedError, match="expected a number up to 0"):
+        server_module._number(value)
+    assert server_module._number(-math.inf) == -math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,7 +204,8 @@ def _cost_table(folders: dict[str, str]) -> list[Table]:
         if file.is_file():
             cost = read_json(file)
             if not isinstance(cost, dict) or not all(
-                isinstance(value, int | float) for value in cost.values()
+                isinstance(value, int | float) and abs(value) <= sys.float_info.max
+                for value in cost.values()
             ):
                 raise InputError(f"{file}: expected a JSON object of numbers, the costs of a run")
             costs[name] = cost

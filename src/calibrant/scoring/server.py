@@ -20,6 +20,7 @@ import math
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from calibrant.answers import AnswerTable
-from calibrant.errors import InputError
+from calibrant.errors import InputError, shown
 from calibrant.progress import progress
 from calibrant.prompts import (
     EncodedQuestion,
@@ -422,8 +423,9 @@ def _logprobs(reply: Reply) -> Mapping[str, Any]:
 
 
 def _number(value: Any) -> float:
-    if not isinstance(value, (int, float)) or not value <= 1e-3:  # also NaN
-        raise _MalformedError(f"a log-probability is {value!r}, expected a number of at most 0")
+    known = isinstance(value, (int, float)) and value <= 1e-3  # not NaN
+    if not known or (value < -sys.float_info.max and value != -math.inf):
+        raise _MalformedError(f"a log-probability is {shown(value)}, expected a number up to 0")
     return float(value)
 
 
