@@ -1,15 +1,18 @@
 """The page in a real browser: it loads alone, sorts, saves, turns dark, prints, can be reached."""
 
 import io
+import itertools
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from browser import SIZES, start
 from pages import EVIL, evil_questions, evil_table, made_up, open_folder, restoration
 
 from calibrant.diagnosis.report import evaluate
 from calibrant.diagnosis.verdict import verdict
+from calibrant.report.figures import SERIES
 from calibrant.report.folder import write_comparison, write_evaluation
 from calibrant.report.sections import Measured
 from calibrant.report.tables import difference_table
@@ -209,7 +212,99 @@ def test_it_prints_in_light_colours_without_controls(browser, plain, tmp_path):
     assert io.BytesIO(text).getbuffer().nbytes > 20_000
 
 
-@pytest.mark.parametrize("methods", [4, 8])
+# Ratios of WCAG 2.2: 4.5 for text, 3 for large or bold text and for what must be told apart.
+CONTRAST = """
+const channel = c => (c /= 255) <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4;
+const light = ([r, g, b]) => .2126 * channel(r) + .7152 * channel(g) + .0722 * channel(b);
+const parts = colour => colour.match(/[\\d.]+/g).map(Number);
+const ground = e => {
+  for (; e; e = e.parentElement) {
+    const [r, g, b, a = 1] = parts(getComputedStyle(e).backgroundColor);
+    if (a == 1) return [r, g, b];
+  }
+  return [255, 255, 255];
+};
+const low = [];
+for (const e of document.querySelectorAll('body *')) {
+  const own = [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim());
+  const drawn = e.ownerSVGElement;
+  if (!own || !e.checkVisibility() || (drawn && e.tagName != 'text')) continue;
+  const style = getComputedStyle(e), colour = parts(drawn ? style.fill : style.color);
+  const [x, y] = [light(colour), light(ground(drawn || e))].sort((a, b) => b - a);
+  const ratio = (x + .05) / (y + .05);
+  if (ratio < 4.5) low.push([e.tagName, e.textContent.slice(0, 40), ratio]);
+}
+return low;
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_all_text_stands_out_from_what_it_is_on(browser, page, plain, tmp_path, dark):
+    for path in (page, plain, restoration(tmp_path, methods=3, sets=1, n=80)):
+        browser.open(path, dark=dark)
+        browser.run("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert browser.run(CONTRAST) == []
+
+
+def luminance(colour):
+    linear = linear_of(colour)
+    return float(np.array([0.2126, 0.7152, 0.0722]) @ linear)
+
+
+def linear_of(colour):
+    c = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1; on linear RGB.
+SEEN_BY = {
+    "protanope": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                  [-0.003882, -0.048116, 1.051998]],
+    "deuteranope": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                    [-0.011820, 0.042940, 0.968881]],
+    "tritanope": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+                  [0.004733, 0.691367, 0.303900]],
+    "most people": np.eye(3),
+}  # fmt: skip
+
+
+def apart(a, b, eyes):
+    """CIE 1976 colour difference as these eyes see it; about 2 can just be noticed."""
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
+              [0.0193339, 0.1191920, 0.9503041]]  # fmt: skip
+    lab = []
+    for colour in (a, b):
+        seen = np.clip(np.array(SEEN_BY[eyes]) @ linear_of(colour), 0, 1)
+        white = np.array(to_xyz) @ seen / [0.95047, 1, 1.08883]
+        f = np.where(white > 216 / 24389, np.cbrt(white), (24389 / 27 * white + 16) / 116)
+        lab.append(np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])]))
+    return float(np.linalg.norm(lab[0] - lab[1]))
+
+
+@pytest.mark.parametrize("eyes", SEEN_BY)
+def test_colours_of_the_page_are_told_apart(browser, plain, eyes):
+    """What one figure has side by side: right and wrong, methods in a row, good and bad."""
+    for a, b in itertools.combinations([colour for colour, _ in SERIES], 2):
+        assert apart(a, b, eyes) > 10, (a, b)
+    assert len({mark for _, mark in SERIES}) == len(SERIES)  # and nobody needs the colour
+    for dark in (False, True):
+        browser.open(plain, dark=dark)
+        style = "getComputedStyle(document.documentElement).getPropertyValue('--' + arguments[0])"
+        names = ("paper", "ink", "blue", "vermilion", "green", "bar", "grey")
+        seen = {name: browser.run(f"return {style}", name).strip() for name in names}
+        for a, b in (
+            ("blue", "vermilion"),
+            ("green", "vermilion"),
+            ("blue", "ink"),
+            ("bar", "blue"),
+        ):
+            assert apart(seen[a], seen[b], eyes) > 20, (a, b, dark)
+        for name in ("blue", "vermilion", "green", "bar", "grey"):
+            x, y = sorted((luminance(seen[name]), luminance(seen["paper"])), reverse=True)
+            assert (x + 0.05) / (y + 0.05) >= 3, (name, dark)
+
+
+@pytest.mark.parametrize("methods", [4, 8, 17])
 def test_nothing_is_cut_off_or_folded_in_print(browser, tmp_path, methods):
     """All claims are on paper, and no table is wider than A4 within its margins."""
     path = restoration(tmp_path, methods=methods, sets=3, n=120)

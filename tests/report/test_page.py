@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from pages import EVIL, UNSEEN, evil_questions, evil_table, made_up, open_folder
+from pages import EVIL, UNSEEN, evil_questions, evil_table, made_up, open_folder, restoration
 
 from calibrant.answers import AnswerTable
 from calibrant.cli import run
@@ -21,7 +21,7 @@ from calibrant.report.drawings import draw_confidence, draw_plane, draw_reliabil
 from calibrant.report.figures import PlanePoint, plot_plane, prepare_plane, svg_text
 from calibrant.report.folder import write_evaluation, write_restoration
 from calibrant.report.page import Claim, Page, Section, page_text, shown, worst_mistakes
-from calibrant.report.svg import of_figure
+from calibrant.report.svg import _thinned, of_figure
 
 
 class Reader(HTMLParser):
@@ -215,7 +215,7 @@ def test_bars_and_marks_are_where_the_numbers_are():
     table = AnswerTable.from_probs([[0.95, 0.05]] * 40 + [[0.55, 0.45]] * 10, [0] * 40 + [1] * 10)
     data = reliability_of_report(evaluate(table, n_resamples=20))
     picture = draw_reliability(data, None, name="r", most=int(data.count.max()))
-    grey, pale = heights(picture.svg, "#9a9a9a"), heights(picture.svg, "#cfe3f0")
+    grey, pale = heights(picture.svg, "#8c8c8c"), heights(picture.svg, "#cfe3f0")
     assert grey[1] / grey[0] == pytest.approx(4, abs=0.1)  # 40 questions beside 10
     assert len(pale) == 1  # none of the ten is right: a bar of height 0
     assert pale[0] == pytest.approx(
@@ -259,6 +259,38 @@ def test_a_page_of_100_000_questions_is_small(tmp_path):
     report = evaluate(table, n_resamples=20)
     write_evaluation(open_folder(tmp_path), report, title="large", answers=table)
     assert (tmp_path / "report.html").stat().st_size < 300_000
+
+
+@pytest.mark.slow
+def test_a_page_of_all_methods_is_under_a_megabyte(tmp_path):
+    """`--method all`: 17 methods, 5 test sets and the training questions, 800 of each."""
+    assert restoration(tmp_path, methods=17, sets=5, n=800).stat().st_size < 1_000_000
+
+
+def test_of_many_methods_the_first_and_the_best_are_drawn_and_all_are_in_the_tables(tmp_path):
+    text = restoration(tmp_path, methods=7, sets=4, n=150).read_text(encoding="utf-8")
+    drawn = re.findall(r"Reliability diagram of ([^<]+)<", text)
+    # A method's sharpness falls with its number: the last ones are nearest to the truth.
+    best = ["before", *(f"method-{i} (2,000 labels)" for i in (4, 5, 6))]
+    assert drawn == best * 4
+    assert "Drawn are the first method and those with the lowest NLL" in text
+    numbers = text[text.index('<h2 id="all-numbers"') :]
+    for i in range(1, 7):
+        assert numbers.count(f'<th scope="col">method-{i} (2,000 labels)</th>') >= 4
+    few = restoration(tmp_path, methods=3, sets=2, n=60).read_text(encoding="utf-8")
+    assert len(re.findall(r"Reliability diagram of", few)) == 6
+    assert "Drawn are the first method" not in few
+
+
+def test_a_thinned_line_stays_where_it_was():
+    x = np.linspace(0, 300, 400)
+    y = 100 + 80 * np.sin(x / 40) + np.where(x > 150, 20, 0)
+    points = list(zip(x.tolist(), y.tolist(), strict=True))
+    kept = _thinned(points)
+    assert len(kept) < 100
+    assert kept[0] == points[0]
+    assert kept[-1] == points[-1]
+    assert np.abs(np.interp(x, *np.array(kept).T) - y).max() < 0.2
 
 
 def test_a_comparison_shows_both_runs_and_their_mistakes(tmp_path, capsys):

@@ -36,6 +36,7 @@ from calibrant.report.svg import (
     DOTTED,
     INK,
     PAPER,
+    RUST,
     Axes,
     box_sample,
     drawing,
@@ -303,7 +304,7 @@ def draw_confidence(data: ConfidenceHistogram, *, name: str, most: tuple[int, in
     ]
     axes.text(LEFT, axes.top - 13, f"right: {right:,}, mean {number(data.mean_right)}", fill=BLUE)
     axes.text(LEFT + _INNER, axes.top - 13, f"wrong: {wrong:,}, mean {number(data.mean_wrong)}",
-              anchor="end", fill=VERMILION)  # fmt: skip
+              anchor="end", fill=RUST)  # fmt: skip
     rows = [(s, f"{a}", f"{b}") for s, a, b in zip(span, data.right, data.wrong, strict=True)]
     return Picture(
         name,
@@ -525,7 +526,7 @@ def draw_scores(stage: StagePanels, *, name: str, across: float, up: float) -> P
     ):
         reach = ends if abs(slope) * across <= up else np.array([-up, up]) / slope
         axes.line(reach, slope * reach, stroke=stroke, dash=dash, width=width)
-    axes.text(LEFT + 6, 40, f"slope {number(stage.slope, 2)}", fill=VERMILION)
+    axes.text(LEFT + 6, 40, f"slope {number(stage.slope, 2)}", fill=RUST)
     axes.text(LEFT + _INNER - 4, axes.top + axes.height - 6, "dashed: unchanged", anchor="end",
               fill=GREY)  # fmt: skip
     xs, ys = even_ticks(-across, across, 5), even_ticks(-up, up, 5)

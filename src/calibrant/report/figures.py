@@ -322,7 +322,7 @@ def _draw_counts(axes: Axes, data: Reliability, top: float | None) -> None:
     heights = data.count if top is None else data.count / data.n
     axes.bar(
         data.edges[:-1], heights, width=np.diff(data.edges), align="edge",
-        color="#9a9a9a", edgecolor="white", linewidth=0.5,
+        color="#8c8c8c", edgecolor="white", linewidth=0.5,
     )  # fmt: skip
     limit = float(heights.max()) if top is None else top
     axes.set(xlim=(0, 1), ylim=(0, 1.12 * limit))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from calibrant.report.figures import (
     reliability_of_report,
 )
 from calibrant.report.page import MISTAKES, Section, facts, slug, worst_mistakes
-from calibrant.report.tables import Table, report_table, subject_table
+from calibrant.report.tables import Table, report_table, reports_table, subject_table
 
 if TYPE_CHECKING:
     from calibrant.answers import AnswerTable
@@ -38,7 +38,12 @@ if TYPE_CHECKING:
 
 _OPTIONS = 8  # of a class-wise figure: later letters are rare
 _ACROSS = 4  # methods side by side in a table of subjects
-_FIGURES = 12  # methods drawn of a set; tables have them all
+# Diagrams of a kind, and methods drawn of a set: more than people look at. Tables have them all.
+_FIGURES, _DRAWN = 16, (3, 12)
+_OF_MANY = (
+    "Drawn are the first method and those with the lowest NLL over all sets; the tables and the "
+    "figure of accuracy and ECE have them all."
+)
 Texts = Mapping[str, "Question"]  # id -> question
 
 
@@ -79,7 +84,10 @@ def measured_sections(
     plane : whether the accuracy-ECE plane is shown.
     subjects : set -> its table of subjects, where it is made already.
     """
-    parts = [reliability_section(runs), confidence_section(runs), risk_section(runs)]
+    shown = _shown(runs)
+    parts = [reliability_section(shown), confidence_section(shown), risk_section(shown)]
+    if shown != runs:
+        parts = [replace(part, text=(*part.text, _OF_MANY)) for part in parts]
     if _alone(runs):
         row = [picture for part in parts for row in part.pictures.values() for picture in row]
         words = tuple(text for part in parts for text in part.text)
@@ -101,7 +109,7 @@ def measured_sections(
             "about a subject. Headings sort."
         )
         sections.append(Section("Subjects", (text,), tables=tuple(by_subject)))
-    sections.append(mistakes_section(runs, questions))
+    sections.append(mistakes_section(shown, questions))
     return sections
 
 
@@ -114,16 +122,23 @@ def _subject_tables(
         return
     seed = int(_first(methods).report.settings.get("seed", 0))
     names = list(methods)
-    for start in range(0, len(names), _ACROSS):
-        part = names[start : start + _ACROSS]
-        if len(part) == 1 and start:  # alone it would lack its name
-            part = [names[start - 1], *part]
-        title = name
-        if len(names) > _ACROSS:
-            last = min(start + _ACROSS, len(names))
-            title += f", methods {last - len(part) + 1} to {last} of {len(names)}"
+    for part in _parts(names):
         answers = {m: methods[m].answers for m in part}
-        yield subject_table(answers, title=title, seed=seed)
+        yield subject_table(answers, title=_part_of(name, part, names), seed=seed)
+
+
+def _parts(names: list[str]) -> Iterator[list[str]]:
+    """Methods a table can have side by side; the last is not alone, as it would lack its name."""
+    for start in range(0, len(names), _ACROSS):
+        alone = start + 1 == len(names) and start > 0
+        yield names[start - alone : start + _ACROSS]
+
+
+def _part_of(title: str, part: list[str], names: list[str]) -> str:
+    if len(part) == len(names):
+        return title
+    first = names.index(part[0]) + 1
+    return f"{title}, methods {first} to {first + len(part) - 1} of {len(names)}"
 
 
 def _alone(runs: Runs) -> bool:
@@ -135,8 +150,27 @@ def _first(methods: Mapping[str, Measured]) -> Measured:
     return next(iter(methods.values()))
 
 
-def _drawn(methods: Mapping[str, Measured]) -> dict[str, Measured]:
-    return dict(list(methods.items())[:_FIGURES])
+def _shown(runs: Runs) -> Runs:
+    """Leave out what would be too many figures: all but the first and the lowest NLL over all sets.
+
+    The methods are the same for every set, and in the same order.
+    """
+    names = list(dict.fromkeys(method for methods in runs.values() for method in methods))
+    fewest, most = _DRAWN
+    room = max(fewest, min(most, _FIGURES // len(runs)))
+    if len(names) <= room:
+        return runs
+
+    def loss(method: str) -> float:
+        there = [methods[method] for methods in runs.values() if method in methods]
+        lacking = len(runs) - len(there)
+        return lacking * 1e6 + float(np.mean([one.report["nll"].value for one in there]))
+
+    kept = {names[0], *sorted(names[1:], key=loss)[: room - 1]}
+    return {
+        name: {method: one for method, one in methods.items() if method in kept}
+        for name, methods in runs.items()
+    }
 
 
 def _name(methods: Mapping[str, Measured], method: str) -> str:
@@ -154,9 +188,8 @@ def reliability_section(runs: Runs) -> Section:
     i = 0
     for name, methods in runs.items():
         row = pictures.setdefault(name if len(runs) > 1 else "", [])
-        drawn = _drawn(methods)
-        most = max(int(one.report.bins.count.max()) for one in drawn.values())
-        for method, one in drawn.items():
+        most = max(int(one.report.bins.count.max()) for one in methods.values())
+        for method, one in methods.items():
             title = _name(methods, method)
             curve = smooth_reliability_from_confidence(one.answers.confidence, one.answers.correct)
             data = reliability_of_report(one.report, title)
@@ -181,7 +214,7 @@ def confidence_section(runs: Runs) -> Section:
             prepare_confidence(
                 one.answers.confidence, one.answers.correct, name=_name(methods, method)
             )
-            for method, one in _drawn(methods).items()
+            for method, one in methods.items()
         ]
         for data in drawn:
             key = _key("confidence", i, name, data.name)
@@ -241,7 +274,7 @@ def risk_section(runs: Runs) -> Section:
     for i, (name, methods) in enumerate(runs.items()):
         curves = {
             m: prepare_risk(one.answers.confidence, one.answers.correct)
-            for m, one in _drawn(methods).items()
+            for m, one in methods.items()
         }
         title = "" if _alone(runs) else name
         pictures.append(draw_risk(curves, name=_key("risk", i, name, ""), title=title))
@@ -286,7 +319,7 @@ def plane_section(
 def mistakes_section(runs: Runs, questions: Mapping[str, Texts]) -> Section:
     """The most over-confident mistakes of the first set's first method, with their questions."""
     name, methods = next(iter(runs.items()))
-    tables = {m: one.answers for m, one in _drawn(methods).items()}
+    tables = {m: one.answers for m, one in methods.items()}
     first, *_ = tables
     found = worst_mistakes(tables, questions.get(name))
     wrong = int((~_first(methods).answers.correct).sum())
@@ -333,12 +366,16 @@ def numbers_section(tables: Sequence[Table]) -> Section:
 
 
 def report_tables(runs: Runs) -> list[Table]:
-    """Every metric of every method and set."""
-    return [
-        report_table(one.report, title=" · ".join(filter(None, (name, _name(methods, method)))))
-        for name, methods in runs.items()
-        for method, one in methods.items()
-    ]
+    """Every metric of every method and set, several methods side by side."""
+    tables = []
+    for name, methods in runs.items():
+        if len(methods) == 1:
+            tables.append(report_table(_first(methods).report, title=name))
+            continue
+        for part in _parts(list(methods)):
+            reports = {method: methods[method].report for method in part}
+            tables.append(reports_table(reports, title=_part_of(name, part, list(methods))))
+    return tables
 
 
 def making_section(settings: Mapping[str, Any], versions: Mapping[str, Any]) -> Section:

@@ -19,7 +19,9 @@ from markupsafe import Markup
 from calibrant.report.figures import GREY, VERMILION, Floats, Interval
 from calibrant.report.tables import one_line
 
-INK, PAPER, BAR, RULE, WRONG = "#1d1d1f", "#ffffff", "#9a9a9a", "#d9d9d9", "#f2c9ae"
+INK, PAPER, BAR, RULE, WRONG = "#1d1d1f", "#ffffff", "#8c8c8c", "#d9d9d9", "#f2c9ae"
+RUST = "#b84e00"  # vermilion dark enough for words
+_SEEN = 0.1  # of a unit of a drawing, a third of a millimetre: nothing smaller shows
 DASHED, DOTTED, DASH_DOT = "5 4", "2 2", "7 3 2 3"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 # Marks as paths around 0, 0, about 9 units wide; named as in `calibrant.report.figures.SERIES`.
@@ -55,11 +57,45 @@ def element(tag: str, *inside: str | Markup, **attributes: Any) -> Markup:
     return start + Markup(">") + Markup("").join(inside) + Markup(f"</{tag}>")
 
 
-def _plain(value: Any) -> str:
+def _plain(value: Any, digits: int = 2) -> str:
     if isinstance(value, float | np.floating):
-        text = f"{value:.2f}".rstrip("0").rstrip(".")
+        text = f"{value:.{digits}f}".rstrip("0").rstrip(".")
         return "0" if text == "-0" else text
     return str(value)
+
+
+def _at(x: float, y: float, between: str = ",") -> str:
+    """A place in a drawing; more digits than one show nowhere."""
+    return f"{_plain(float(x), 1)}{between}{_plain(float(y), 1)}"
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points of a line without those that change it by less than can be seen.
+
+    References
+    ----------
+    Douglas and Peucker, "Algorithms for the Reduction of the Number of Points Required to Represent
+    a Digitized Line or its Caricature", 1973.
+
+    Examples
+    --------
+    >>> _thinned([(0, 0), (1, 0.01), (2, 0), (3, 2)])
+    [(0, 0), (2, 0), (3, 2)]
+    """
+    line = np.array(points, dtype=np.float64)
+    kept, parts = {0, len(points) - 1}, [(0, len(points) - 1)]
+    while parts:
+        first, last = parts.pop()
+        if last - first < 2:
+            continue
+        along, inner = line[last] - line[first], line[first + 1 : last] - line[first]
+        share = np.clip(inner @ along / max(float(along @ along), 1e-12), 0, 1)
+        away = np.hypot(*(inner - share[:, None] * along).T)
+        if away.max() > _SEEN:
+            middle = first + 1 + int(away.argmax())
+            kept.add(middle)
+            parts += [(first, middle), (middle, last)]
+    return [points[i] for i in sorted(kept)]
 
 
 @dataclass
@@ -114,10 +150,10 @@ class Axes:
             self.add(
                 "rect",
                 *([element("title", titles[i])] if titles else []),
-                x=left + gap,
-                y=high,
-                width=right - left - 2 * gap,
-                height=max(low - high, 0.6),
+                x=round(left + gap, 1),
+                y=round(high, 1),
+                width=round(right - left - 2 * gap, 1),
+                height=round(max(low - high, 0.6), 1),
                 fill=fill,
                 stroke=stroke,
             )
@@ -133,20 +169,21 @@ class Axes:
         step: bool = False,
     ) -> None:
         """Draw a line through the points; it is broken where one is NaN."""
-        path, pen_down, last = [], False, 0.0
+        pieces: list[list[tuple[float, float]]] = [[]]
         for a, b in zip(x, y, strict=True):
             if not math.isfinite(a) or not math.isfinite(b):
-                pen_down = False
+                pieces.append([])
                 continue
-            across, down = _plain(float(self.px(a))), _plain(float(self.py(b)))
-            if step and pen_down:
-                path.append(f"L{across},{_plain(last)}")
-            path.append(f"{'L' if pen_down else 'M'}{across},{down}")
-            pen_down, last = True, self.py(b)
+            place = (self.px(a), self.py(b))
+            if step and pieces[-1]:
+                pieces[-1].append((place[0], pieces[-1][-1][1]))
+            pieces[-1].append(place)
+        path = ["M" + "L".join(_at(*p) for p in _thinned(piece)) for piece in pieces if piece]
         if path:
             self.add(
                 "path", d="".join(path), fill="none", stroke=stroke, stroke_width=width,
-                stroke_dasharray=dash, stroke_linejoin="round",
+                stroke_dasharray=dash,
+                stroke_linejoin="round" if max(map(len, pieces)) > 2 else None,
             )  # fmt: skip
 
     def rule(
@@ -165,8 +202,8 @@ class Axes:
         """Fill between two lines."""
         there = [(a, b) for a, b in zip(x, high, strict=True)]
         back = [(a, b) for a, b in zip(x, low, strict=True)][::-1]
-        path = "L".join(f"{_plain(self.px(a))},{_plain(self.py(b))}" for a, b in there + back)
-        self.add("path", d=f"M{path}z", fill=fill)
+        edge = [(self.px(a), self.py(b)) for a, b in there + back]
+        self.add("path", d=f"M{'L'.join(_at(*p) for p in _thinned(edge))}z", fill=fill)
 
     def mark(
         self, x: float, y: float, *, colour: str, marker: str = "o", fill: str | None = None,
@@ -174,7 +211,7 @@ class Axes:
     ) -> None:  # fmt: skip
         """Draw one mark; ``fill`` is for an open one."""
         scale = "" if size == 1 else f" scale({size:g})"
-        place = f"translate({_plain(self.px(x))} {_plain(self.py(y))}){scale}"
+        place = f"translate({_at(self.px(x), self.py(y), ' ')}){scale}"
         self.add(
             "path",
             *([element("title", title)] if title else []),
@@ -187,13 +224,11 @@ class Axes:
 
     def reach(self, x: Interval, y: Interval, *, stroke: str, width: float = 1.3) -> None:
         """Draw an interval: a line from one point to the other, with ends if it is upright."""
-        self.line(x, y, stroke=stroke, width=width)
+        ends = [(self.px(a), self.py(b)) for a, b in zip(x, y, strict=True)]
+        path = f"M{_at(*ends[0])}L{_at(*ends[1])}"
         if x[0] == x[1]:
-            for end in y:
-                across = self.px(x[0])
-                down = self.py(end)
-                self.add("path", d=f"M{_plain(across - 3)},{_plain(down)}h6", stroke=stroke,
-                         stroke_width=width)  # fmt: skip
+            path += "".join(f"M{_at(across - 3, down)}h6" for across, down in ends)
+        self.add("path", d=path, stroke=stroke, stroke_width=width)
 
     def dots(self, x: Iterable[float], y: Iterable[float], *, colour: str) -> None:
         """Draw many small dots as one path."""
@@ -214,22 +249,29 @@ class Axes:
     def x_axis(self, ticks: Sequence[float], labels: Sequence[str] | None, title: str = "") -> None:
         """Draw the axis under the rectangle; no labels where another one stands below."""
         bottom = self.top + self.height
-        self.add("path", d=f"M{self.left},{bottom}h{self.width}", stroke=GREY, stroke_width=0.8)
-        for tick, label in zip(ticks, labels or [""] * len(ticks), strict=True):
-            across = self.px(tick)
-            self.add("path", d=f"M{_plain(across)},{bottom}v3", stroke=GREY, stroke_width=0.8)
-            if label:
-                self.text(across, bottom + 14, label, anchor="middle", fill=GREY)
+        path = f"M{_at(self.left, bottom)}h{_plain(self.width)}"
+        path += "".join(f"M{_at(self.px(tick), bottom)}v3" for tick in ticks)
+        self.add("path", d=path, stroke=GREY, stroke_width=0.8)
+        written = [
+            element("text", one_line(label), x=round(self.px(tick), 1), y=round(bottom + 14, 1))
+            for tick, label in zip(ticks, labels or (), strict=labels is not None)
+        ]
+        if written:
+            self.add("g", *written, text_anchor="middle", fill=GREY)
         if title:
             self.text(self.left + self.width / 2, bottom + 29, title, anchor="middle")
 
     def y_axis(self, ticks: Sequence[float], labels: Sequence[str], title: str = "") -> None:
         """Draw the axis left of the rectangle, its title upright."""
-        self.add("path", d=f"M{self.left},{self.top}v{self.height}", stroke=GREY, stroke_width=0.8)
-        for tick, label in zip(ticks, labels, strict=True):
-            down = self.py(tick)
-            self.add("path", d=f"M{self.left},{_plain(down)}h-3", stroke=GREY, stroke_width=0.8)
-            self.text(self.left - 6, down + 3.8, label, anchor="end", fill=GREY)
+        path = f"M{_at(self.left, self.top)}v{_plain(self.height)}"
+        path += "".join(f"M{_at(self.left, self.py(tick))}h-3" for tick in ticks)
+        self.add("path", d=path, stroke=GREY, stroke_width=0.8)
+        written = [
+            element("text", one_line(label), x=round(self.left - 6, 1),
+                    y=round(self.py(tick) + 3.8, 1))
+            for tick, label in zip(ticks, labels, strict=True)
+        ]  # fmt: skip
+        self.add("g", *written, text_anchor="end", fill=GREY)
         if title:
             middle = _plain(self.top + self.height / 2)
             self.add("text", title, x=12, y=middle, transform=f"rotate(-90 12 {middle})",

@@ -58,6 +58,7 @@ COMPARED = {
     "brier": "Brier",
     "auroc": "AUROC",
 }
+_ABOVE = "* above its interval: noise raises the value; the interval allows for it."
 _SEEN = 5e-4  # a difference that numbers of three decimals show
 _MOST_DRAWS = 300_000_000  # simulated answers behind a table of subjects, some seconds
 # A number, an interval, or both: needs no escaping and keeps the source readable.
@@ -171,26 +172,13 @@ def report_table(report: CalibrationReport, *, title: str = "Calibration") -> Ta
     The last column is what a perfectly calibrated model with the same confidences shows by chance:
     the mean, the 95 % quantile, and how often it is at least the value (p).
     """
-    rows, biased = [], False
-    names = [name for name in HEADINGS if name in report]
-    names += [name for name in report if name not in HEADINGS]
-    for name in names:
-        estimate, floor = report[name], report.floors.get(name)
-        above = estimate.value > estimate.high
-        biased |= above
-        chance = ""
-        if floor is not None:
-            chance = f"{number(floor.mean)}, 95 % {number(floor.q95)}, p {number(floor.p_value)}"
-        heading = HEADINGS.get(name, name)
-        for setting in ("risk", "coverage"):
-            heading = heading.replace(
-                f"{{{setting}}}", number(report.settings.get(setting), digits=2)
-            )
-        value = number(estimate.value) + "*" * above
-        rows.append((heading, value, interval(estimate.low, estimate.high), chance))
+    rows = [
+        (_heading(report, name), _value(report, name), _reach(report, name), _chance(report, name))
+        for name in _names(report)
+    ]
     notes = list(report.warnings)
-    if biased:
-        notes.append("* above its interval: noise raises the value; the interval allows for it.")
+    if any(row[1].endswith("*") for row in rows):
+        notes.append(_ABOVE)
     level = 100 * float(report.settings.get("level", 0.95))
     return Table(
         columns=("metric", "value", f"{level:g} % interval", "by chance alone"),
@@ -199,6 +187,59 @@ def report_table(report: CalibrationReport, *, title: str = "Calibration") -> Ta
         title=f"{title} (N = {report.n:,})",
         notes=tuple(notes),
     )
+
+
+def reports_table(reports: Mapping[str, CalibrationReport], *, title: str) -> Table:
+    """Show several reports side by side: every metric with its interval, chance in rows below.
+
+    Parameters
+    ----------
+    reports : method -> its report on the same questions.
+    """
+    first = next(iter(reports.values()))
+    rows = []
+    for name in _names(first):
+        cells = [
+            f"{_value(r, name)} {_reach(r, name)}".strip() if name in r else "–"
+            for r in reports.values()
+        ]
+        rows.append((_heading(first, name), *cells))
+        if name in first.floors:
+            rows.append(("… by chance alone", *(_chance(r, name) for r in reports.values())))
+    notes = [f"{m}: {warning}" for m, r in reports.items() for warning in r.warnings]
+    if any("*" in cell for row in rows for cell in row[1:]):
+        notes.append(_ABOVE)
+    sizes = sorted({r.n for r in reports.values()})
+    n = ", ".join(f"{size:,}" for size in sizes)
+    return Table(("metric", *reports), tuple(rows), title=f"{title} (N = {n})", notes=tuple(notes))
+
+
+def _names(report: CalibrationReport) -> list[str]:
+    known = [name for name in HEADINGS if name in report]
+    return known + [name for name in report if name not in HEADINGS]
+
+
+def _heading(report: CalibrationReport, name: str) -> str:
+    heading = HEADINGS.get(name, name)
+    for setting in ("risk", "coverage"):
+        heading = heading.replace(f"{{{setting}}}", number(report.settings.get(setting), digits=2))
+    return heading
+
+
+def _value(report: CalibrationReport, name: str) -> str:
+    estimate = report[name]
+    return number(estimate.value) + "*" * (estimate.value > estimate.high)
+
+
+def _reach(report: CalibrationReport, name: str) -> str:
+    return interval(report[name].low, report[name].high)
+
+
+def _chance(report: CalibrationReport, name: str) -> str:
+    floor = report.floors.get(name)
+    if floor is None:
+        return ""
+    return f"{number(floor.mean)}, 95 % {number(floor.q95)}, p {number(floor.p_value)}"
 
 
 def subject_table(
