@@ -160,6 +160,10 @@ def test_post_hoc_methods_are_fitted_and_load_again(world, tmp_path, capsys):
         if method == "daca":
             np.testing.assert_allclose(predicted, before.probs(), atol=1e-6)
     assert report["costs"]["reference model"]["scored_questions"] == 60
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert '<h2 id="collapse"' in page, "what alignment did"
+    slope = page[page.index("effective slope s") :][:400]
+    assert "1.000 [1.000, 1.000]" in slope
 
 
 def test_the_letter_prior_is_divided_out_without_labels(world, tmp_path):

@@ -198,6 +198,8 @@ class Restoration:
     notes : sentences about what was done to the data and what could not be done.
     questions : test set -> its questions.
     choice : what "auto" settled on, None where the methods were named.
+    alignment : answers to the training questions of the model before alignment, and of the one to
+        restore; None without a reference model.
     """
 
     folder: Path
@@ -210,6 +212,7 @@ class Restoration:
     notes: list[str] = field(default_factory=list)
     questions: dict[str, Questions] = field(default_factory=dict)
     choice: Choice | None = None
+    alignment: tuple[AnswerTable, AnswerTable] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able content of ``report.json``."""
@@ -312,6 +315,7 @@ def restore(
                 )
     if reference_cost := work.cost(REFERENCE):
         result.costs[f"{REFERENCE} model"] = reference_cost
+        result.alignment = (work.reference(), AnswerTable.load(work.pool))
     write_json(folder / "report.json", result.to_dict())
     return result
 
@@ -556,7 +560,7 @@ class _Work:
     def post_hoc(self, method: str, before: dict[str, AnswerTable]) -> dict[str, AnswerTable]:
         """Fit a calibrator on the training pool, and transform every table."""
         pool = self._reordered(method) if method in REORDERED else AnswerTable.load(self.pool)
-        reference = self._reference() if method in REFERENCED else None
+        reference = self.reference() if method in REFERENCED else None
         forget_peak_memory()
         start = time.perf_counter()
         calibrator = POST_HOC[method]().fit(pool, reference)
@@ -575,7 +579,7 @@ class _Work:
         self._write_restored(method)
         return tables
 
-    def _reference(self) -> AnswerTable:
+    def reference(self) -> AnswerTable:
         """Answers of the reference model to the training pool."""
         path = self.folder / REFERENCE / "training-questions.parquet"
         if path.exists():

@@ -204,6 +204,7 @@ def command(model: str, output_dir: str, **options: Any) -> dict[str, Any]:  # f
         questions=result.questions,
         notes=result.notes,
         tolerance=settings.tolerance,
+        alignment=result.alignment,
     )
     _write_cards(result)
     console = Console()

@@ -81,7 +81,9 @@ def write_evaluation(
     sections = measured_sections(runs, questions=texts, plane=False, subjects=by_set)
     if base is not None:
         claims.append(Claim(base[1].label, base[1].reason, "against the model before tuning"))
-        sections += _against_base(base[0], answers, seed=int(report.settings["seed"]))
+        names = ("before tuning", "this model")
+        seed = int(report.settings["seed"])
+        sections += _against_base(base[0], answers, names=names, seed=seed)
     sections += [numbers_section(report_tables(runs)), how_made(path)]
     page = Page(
         title=f"Calibration of {title}",
@@ -93,11 +95,12 @@ def write_evaluation(
     write_page(path / "report.html", page)
 
 
-def _against_base(base: AnswerTable, answers: AnswerTable, *, seed: int) -> list[Section]:
+def _against_base(
+    base: AnswerTable, answers: AnswerTable, *, names: tuple[str, str], seed: int
+) -> list[Section]:
     from calibrant.diagnosis.collapse import collapse
     from calibrant.report.collapse import collapse_sections
 
-    names = ("before tuning", "this model")
     reports: dict[str, CollapseReport] = {
         names[0]: collapse(None, base, seed=seed),
         names[1]: collapse(base, answers, seed=seed),
@@ -187,6 +190,7 @@ def write_restoration(
     questions: Mapping[str, Sequence[Question]],
     notes: Sequence[str] = (),
     tolerance: float = 0.03,
+    alignment: tuple[AnswerTable, AnswerTable] | None = None,
 ) -> None:
     """Write ``report.html``, ``report.md``, ``reliability`` and ``plane`` as ``.svg`` and ``.png``.
 
@@ -194,6 +198,8 @@ def write_restoration(
     ----------
     tables, reports, verdicts : method -> set -> answers, report, verdict against before.
     domains : set -> "in", "out" or "train". questions : set -> questions, for their texts.
+    alignment : answers of the model before alignment, and of the one to restore, to the same
+        questions: what alignment did is shown.
     """
     from calibrant.report.figures import (
         plot_plane,
@@ -238,6 +244,10 @@ def write_restoration(
         tolerance=tolerance,
         trained=trained,
     )
+    if alignment is not None:
+        seed = int(reports[methods[0]][tests[0]].settings["seed"])
+        names = ("before alignment", "before")
+        sections += _against_base(*alignment, names=names, seed=seed)
     first = Section("Methods side by side", tables=(*map(_without_notes, compared), costs_table))
     page = Page(
         title=title,
