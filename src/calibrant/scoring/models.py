@@ -90,7 +90,9 @@ def load_model(
                 f"model {model!r} lacks {len(missing)} of its weights (first: {missing[0]}); "
                 "expected a causal language model with all of them"
             )
-        if device_map is None and quantize is None:
+        if quantize is not None:
+            _keep_as_quantised(loaded)
+        elif device_map is None:
             loaded = loaded.to(device)
         if config.is_file() and adapter:
             loaded = with_adapter(loaded, model)
@@ -169,6 +171,17 @@ def _quantization(quantize: str | None, gguf_file: str | None, dtype: Any) -> di
             load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_compute_dtype=dtype
         )
     }
+
+
+def _keep_as_quantised(model: Any) -> None:
+    """Keep bitsandbytes from packing 4-bit weights anew on a CPU that has AVX512-BF16.
+
+    It would at the first answer: everything is then computed in bfloat16, and training from there
+    on has no gradient through these layers.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def load_tokenizer(
