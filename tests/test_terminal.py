@@ -299,3 +299,9 @@ def test_a_closed_pipe_is_no_error(answers):
     _, err = process.communicate(timeout=240)
     assert "Traceback" not in err
     assert process.returncode == 1
+
+
+def test_the_labelled_domain_is_compared_first(restored, capsys):
+    assert run(["compare", str(restored), "--json", "--quiet"]) == 0
+    sets = [one["set"] for one in json.loads(capsys.readouterr().out)["comparisons"]]
+    assert list(dict.fromkeys(sets)) == ["world-test", "world-other"]

@@ -121,12 +121,16 @@ def command(
 
 
 def _tables(folders: dict[str, str], baseline: str, domains: dict[str, str]) -> Tables:
-    """Read every run's test sets; those of one domain are also pooled."""
+    """Read every run's test sets, in the restoration's order; those of one domain also pooled."""
     from calibrant.diagnosis.comparison import pooled
     from calibrant.report.folder import DOMAINS
     from calibrant.runs import TRAIN, read_answers
 
-    tables = {name: read_answers(folder) for name, folder in folders.items()}
+    place = {s: i for i, s in enumerate(domains)}
+    tables = {
+        name: dict(sorted(read_answers(folder).items(), key=lambda part: place.get(part[0], 0)))
+        for name, folder in folders.items()
+    }
     if all(len(parts) == 1 for parts in tables.values()):  # one set each: the same one
         name = next(iter(tables[baseline]))
         tables = {run: {name: next(iter(parts.values()))} for run, parts in tables.items()}
