@@ -230,15 +230,21 @@ def conclude(
     *,
     n_fitted: int,
     fine_tuning: str,
+    preferred: str | None = None,
     skipped: Sequence[str] = (),
     tolerance: float = 0.03,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Choice:
-    """Choose among all candidates, the model before being the first, and explain it."""
+    """Choose among all candidates, the model before being the first, and explain it.
+
+    Parameters
+    ----------
+    preferred : what `prefer` says of these candidates, where it is known already.
+    """
     before = candidates[NONE]
     how: dict[str, Any] = {"tolerance": tolerance, "n_resamples": n_resamples, "seed": seed}
-    chosen = prefer(candidates, **how)
+    chosen = preferred or prefer(candidates, **how)
     verdicts = {name: verdict(before, table, **how) for name, table in candidates.items()}
     sentences = (
         _tried(verdicts, len(before)),

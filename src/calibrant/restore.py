@@ -698,7 +698,10 @@ class _Work:
             self.say(f"trying fine-tuning: {why}")
             method = FINE_TUNED[0] if "temperature" in tables else FINE_TUNED[1]
             candidates[method] = self._held_out_after(method, rest, held_out)
-        return conclude(candidates, n_fitted=len(rest), fine_tuning=why, skipped=skipped, **how)
+        return conclude(
+            candidates, n_fitted=len(rest), fine_tuning=why, preferred=None if why else best,
+            skipped=skipped, **how,
+        )  # fmt: skip
 
     def _held_out_after(self, method: str, rest: Questions, held_out: Questions) -> AnswerTable:
         """Answers to the questions held out, after fine-tuning on the rest."""
