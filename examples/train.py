@@ -83,6 +83,9 @@ def main() -> int:
             trainer.calibrator.save(arguments.output / "calibrator.json")
         print(f"Written to {arguments.output / 'trained'}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # A thread of gloo's that has a tensor to let go of when the interpreter ends would wait for
+        # it for ever; waiting here lets it.
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     return 0
 

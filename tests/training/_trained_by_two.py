@@ -37,6 +37,7 @@ def main(folder):
     result["sharded"] = by_hand(tokenizer, rank, 2, shard)
     result["refused"] = refused(tokenizer, fsdp=True)
     torch.save(result, f"{folder}/{rank}.pt")
+    distributed.barrier()  # see examples/train.py
     distributed.destroy_process_group()
 
 
